@@ -1,0 +1,1 @@
+"""Vision-language backbones: how each is assembled, trained once, opened and queried."""

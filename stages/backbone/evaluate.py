@@ -1,0 +1,47 @@
+"""What a backbone sees and knows: greedy exact match on names and facts, per vendor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from stages.assets.knowledge import Knowledge
+from stages.backbone.corpus import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
+from stages.backbone.vlm import Backbone, Query
+
+
+def answers_exactly(backbone: Backbone, queries: Sequence[Query], answers: Sequence[str], batch: int = 32) -> np.ndarray:
+    """[n] bool: the greedy answer is the given one (checked by teacher forcing, design §3)."""
+    right = []
+    for start in range(0, len(queries), batch):
+        trunk = backbone.prefill(backbone.prompts(queries[start : start + batch]))
+        told = [backbone.answer_ids(a) for a in answers[start : start + batch]]
+        width = max(map(len, told))
+        ids = torch.tensor([t + [backbone.end] * (width - len(t)) for t in told])
+        real = torch.arange(width)[None] < torch.tensor([len(t) for t in told])[:, None]
+        _, _, logits = backbone.extend(trunk, ids[:, :-1])
+        right.append(((logits.argmax(-1) == ids) | ~real).all(1).numpy())
+    return np.concatenate(right)
+
+
+def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: Path, sample: int, seed: int) -> pd.DataFrame:
+    """Accuracy on `sample` names and `sample` facts a vendor, the same for every vendor; each relation's own question is asked."""
+    concepts = {c.concept: c for c in knowledge.concepts}
+    asked = {"naming": [], "facts": []}
+    for relation in knowledge.relations.values():
+        task = "naming" if relation.relation == "name" else "facts"
+        asked[task] += [(concept, relation.question, answer) for concept, answer in relation.facts.items()]
+    rows = []
+    for task, items in asked.items():
+        chosen = np.random.default_rng(seed).permutation(len(items))[:sample]
+        items = [items[i] for i in chosen]
+        for vendor in tqdm((*SEEN_VENDORS, *HELD_OUT_VENDORS), desc=f"{name}: {task}"):
+            ids = {c: f"{vendor}/{concepts[c].code_point}" for c, _, _ in items}
+            backbone.add_pictures({i: read_image(emoji, vendor, concepts[c].code_point) for c, i in ids.items()})
+            right = answers_exactly(backbone, [Query(q, ids[c]) for c, q, _ in items], [a for _, _, a in items])
+            split = "seen" if vendor in SEEN_VENDORS else "held-out"
+            rows.append((name, task, vendor, split, round(float(right.mean()), 4), len(items)))
+    return pd.DataFrame(rows, columns=["backbone", "task", "vendor", "split", "accuracy", "n"])

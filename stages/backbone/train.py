@@ -1,0 +1,213 @@
+"""Train an embedded backbone once: the projector and a low-rank adapter of the language model see, name and know.
+
+The tower is frozen, so its features are computed once. A training sequence holds one picture and several questions that cannot see each
+other (a block mask), so the picture's tokens are paid for once. The projector starts as the closed-form ridge map from a picture's
+features onto the embedding of its name (design §5).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.backbone.corpus import Question
+from stages.params import write_atomically
+
+SHIFT = 3.0  # GELU(x + 3) is all but linear for |x| < 2: the two-layer projector starts as one linear map
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training sequence: a prefix (with or without a picture) and questions with answers that branch off it."""
+
+    image: torch.Tensor | None  # [tokens, channels] tower features
+    branches: Sequence[tuple[str, str]]
+
+
+@torch.no_grad()
+def ridge_init(projector: nn.Module, pooled: torch.Tensor, names: torch.Tensor, penalty: float = 1000.0) -> None:
+    """Set `projector` to the ridge map from `pooled` [n, channels] onto `names` [n, width], rescaled to the names' norm."""
+    mean, scale = pooled.mean(0), pooled.std(0) + 1e-6
+    x, y = (pooled - mean) / scale, names - names.mean(0)
+    gram = x.T @ x + penalty * torch.eye(x.shape[1])
+    weight = torch.linalg.solve(gram, x.T @ y)
+    weight = weight * (y.norm(dim=1).mean() / (x @ weight).norm(dim=1).mean())
+    gain = 0.5 / (x @ weight).std()
+    projector.linear_1.weight.copy_((weight / scale[:, None]).T * gain)
+    projector.linear_1.bias.copy_(SHIFT - gain * (mean / scale) @ weight)
+    projector.linear_2.weight.copy_(torch.eye(len(weight.T)) / gain)
+    projector.linear_2.bias.copy_(names.mean(0) - SHIFT / gain)
+
+
+def name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> torch.Tensor:
+    """[n, width]: the mean embedding of each name's tokens, scaled to the norm of a single token's embedding."""
+    table = model.get_input_embeddings().weight.detach()
+    means = torch.stack([table[tokenizer(name).input_ids].mean(0) for name in names])
+    return F.normalize(means, dim=1) * table.norm(dim=1).mean()
+
+
+@torch.no_grad()
+def own_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], template: str, limit: int = 24
+) -> list[tuple[str, str]]:
+    """Text-only questions with the untrained language model's own greedy answers: what it knows, it keeps.
+
+    An answer is its first sentence; one that does not end within `limit` tokens is left out."""
+    tokenizer.padding_side = "left"
+    answered = []
+    for start in tqdm(range(0, len(questions), 50), desc="text-only answers"):
+        asked = questions[start : start + 50]
+        batch = tokenizer([template.format(image="", question=q) for q in asked], return_tensors="pt", padding=True)
+        told = model.generate(**batch, max_new_tokens=limit, do_sample=False)[:, batch.input_ids.shape[1] :]
+        texts = tokenizer.batch_decode(told, skip_special_tokens=True)
+        answered += [(q, text.strip().split(". ")[0].rstrip(".")) for q, text in zip(asked, texts, strict=True) if "." in text]
+    return answered
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of rows: ids, positions and labels [B, T], the additive attention mask [B, 1, T, T], the pictures' features."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    images: torch.Tensor | None
+
+
+def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str, image_token: str, end: str) -> Packed:
+    """Tokenise rows; a token sees its row's prefix and the earlier tokens of its own branch, and nothing else."""
+    head, tail = template.split("{question}")
+    sequences = []
+    for row in rows:
+        image = image_token * len(row.image) if row.image is not None else ""
+        prefix = tokenizer(head.format(image=image)).input_ids
+        ids, positions, labels, branch = list(prefix), list(range(len(prefix))), [-100] * len(prefix), [0] * len(prefix)
+        for number, (question, answer) in enumerate(row.branches, 1):
+            asked, told = tokenizer(question + tail).input_ids, tokenizer(answer + end).input_ids
+            # the label at a position is the next token: answers start at the question's last token
+            ids += asked + told[:-1]
+            labels += [-100] * (len(asked) - 1) + told
+            positions += range(len(prefix), len(prefix) + len(asked) + len(told) - 1)
+            branch += [number] * (len(asked) + len(told) - 1)
+        sequences.append((ids, positions, labels, branch))
+    length = max(len(ids) for ids, *_ in sequences)
+    fill = (tokenizer.pad_token_id, 0, -100, -1)
+    ids, positions, labels, branch = (
+        torch.tensor([s[i] + [fill[i]] * (length - len(s[i])) for s in sequences]) for i in range(4)
+    )
+    same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
+    seen = same & torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    images = [row.image for row in rows if row.image is not None]
+    return Packed(ids, positions, labels, mask, torch.stack(images).float() if images else None)
+
+
+def loss_of(model: PreTrainedModel, batch: Packed) -> torch.Tensor:
+    """Mean cross-entropy over the answers' tokens; the language head runs on those positions only."""
+    embeds = model.get_input_embeddings()(batch.ids)
+    if batch.images is not None:
+        shown = model.model.multi_modal_projector(batch.images).to(embeds.dtype)
+        embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id)[..., None], shown)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    told = batch.labels != -100
+    return F.cross_entropy(model.lm_head(hidden[told]).float(), batch.labels[told])
+
+
+def adapter_config(rank: int) -> LoraConfig:
+    """A low-rank adapter on every linear map of the language model's decoder layers."""
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r".*language_model\.layers\..*_proj")
+
+
+def train(
+    model: PreTrainedModel,
+    draw: Callable[[np.random.Generator], Packed],
+    *,
+    steps: int,
+    lr: float,
+    rank: int,
+    warmup: float,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """One-cycle AdamW over `steps` batches from `draw`; returns the projector's and the adapter's tensors in bfloat16."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model.requires_grad_(False)
+    peft = get_peft_model(model, adapter_config(rank))
+    projector = model.model.multi_modal_projector.requires_grad_(True)
+    trained = [p for p in peft.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
+    for _ in (bar := tqdm(range(steps), desc="training", mininterval=30)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, draw(rng))
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    tensors = {f"projector.{k}": v for k, v in projector.state_dict().items()}
+    tensors |= {f"adapter.{k}": v for k, v in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
+    return {k: v.detach().to(torch.bfloat16).contiguous() for k, v in tensors.items()}
+
+
+def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write the trained tensors, whole or not at all."""
+    with write_atomically(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def apply_weights(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """`model` with the trained projector in place and the adapter merged into the language model."""
+    tensors = {k: v.float() for k, v in load_file(path).items()}
+    model.model.multi_modal_projector.load_state_dict(
+        {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
+    )
+    adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
+    rank = next(v.shape[0] for k, v in adapter.items() if "lora_A" in k)
+    peft = get_peft_model(model, adapter_config(rank))
+    set_peft_model_state_dict(peft, adapter)
+    return peft.merge_and_unload().eval()
+
+
+def batches(
+    questions: dict[str, list[list[Question]]],
+    bank: torch.Tensor,
+    text_only: Sequence[tuple[str, str]],
+    *,
+    images: int,
+    texts: int,
+    noise: float,
+    packer: Callable[[Sequence[Row]], Packed],
+) -> Callable[[np.random.Generator], Packed]:
+    """A function that draws a batch: `images` pictures with their name and up to two facts, and `texts` text-only questions.
+
+    Gaussian noise of `noise` standard deviations of each channel is added to the features.
+    """
+    vendors, views, concepts = bank.shape[:3]
+    deviation = bank[:, 0].float().std(dim=(0, 1, 2))
+
+    def draw(rng: np.random.Generator) -> Packed:
+        rows = []
+        for concept in rng.integers(concepts, size=images):
+            features = bank[rng.integers(vendors), rng.integers(views), concept].float()
+            features = features + torch.randn(features.shape) * deviation * noise
+            names, facts = questions["name"][concept], questions["fact"][concept]
+            asked = [names[rng.integers(len(names))]]
+            asked += [facts[i] for i in rng.permutation(len(facts))[:2]]
+            rows.append(Row(features, [(q.question, q.answer) for q in asked]))
+        rows += [Row(None, [text_only[i]]) for i in rng.integers(len(text_only), size=texts)] if text_only else []
+        return packer(rows)
+
+    return draw

@@ -1,0 +1,249 @@
+"""What the frozen trunk says of an edit's queries, and what an edit does to them: the rows of a trace.
+
+The trunk's part is the same for every method and radius. It is computed once per (backbone, layer, edit) and cached by content.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
+from stages.editing.editor import Edit, Request
+from stages.params import write_atomically
+
+ANSWER_LIMIT = 12  # tokens of a greedy answer
+TOP = 10
+GENERALITY = ("edit", "text_generality", "image_generality", "joint_generality")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One evaluation query: what is expected after the edit, and what was true before it ("" where nothing is)."""
+
+    kind: str
+    question: str
+    image_id: str | None
+    expected: str
+    truth: str
+
+    @property
+    def is_sample(self) -> bool:
+        """Samples locate the radius; they carry distances and no outcome."""
+        return self.kind.startswith("sample_")
+
+
+def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[Probe]:
+    """All queries of one OKEDIT row, the edit first and its samples last."""
+    question, image, target, truth = row["question"], row["image_id"], row["target"], row["answer"]
+    probes = [Probe("edit", question, image, target, truth)]
+    probes += [Probe("text_generality", q, image, target, truth) for q in row["rephrasings"]]
+    probes += [Probe("image_generality", question, i, target, truth) for i in row["generality_image_ids"]]
+    pairs = list(zip(row["rephrasings"], row["generality_image_ids"], strict=False))[::2]
+    probes += [Probe("joint_generality", q, i, target, truth) for q, i in pairs]
+    probes += [Probe(p["kind"], p["question"], p["image_id"], p["answer"], p["answer"]) for p in row["locality"]]
+    probes += [
+        Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]
+    ]
+    black = next(s["image_id"] for s in samples if s["kind"] == "sample_black")
+    probes.append(Probe("black_image", question, black, "", ""))
+    return probes + [Probe(s["kind"], s["question"], s["image_id"], "", "") for s in samples]
+
+
+@dataclass
+class Candidates:
+    """One answer per outcome probe, teacher-forced by the unedited model: A tokens at most, padded on the right."""
+
+    ids: torch.Tensor  # [N, A] the answer with its end token
+    real: torch.Tensor  # [N, A] bool
+    hidden: torch.Tensor  # [N, A - 1, D] states that enter layer ℓ
+    argmax: torch.Tensor  # [N, A] of the unedited model
+    top: torch.Tensor  # [N, A, 10]
+
+
+@dataclass
+class States:
+    """All that the frozen trunk says of one edit's queries; the first N of them have outcomes, the rest are samples."""
+
+    hidden: torch.Tensor  # [N, P, D]
+    mask: torch.Tensor  # [N, P]
+    phi: dict[str, torch.Tensor]  # span → [queries, D], NaN where the span does not exist
+    answers: list[str]  # N greedy answers of the unedited model
+    target: Candidates  # what the edit wants: the target, for hops their answer after the edit
+    same: Candidates  # the unedited model's own greedy answer
+    truth: Candidates  # the true answer, where there is none the unedited model's own
+
+
+@torch.no_grad()
+def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
+    """The unedited model over all queries of an edit; their pictures must have been added to the backbone."""
+    outcome = [p for p in probes if not p.is_sample]
+    trunk = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in outcome]))
+    greedy = backbone.greedy(trunk, ANSWER_LIMIT)
+    wanted = [p.expected if p.kind in GENERALITY or p.kind.startswith("hop") else row["target"] for p in outcome]
+    same, _ = _candidates(backbone, trunk, greedy)
+    target, inputs = _candidates(backbone, trunk, [backbone.answer_ids(a) for a in wanted])
+    truths = [backbone.answer_ids(p.truth) if p.truth else ids for p, ids in zip(outcome, greedy, strict=True)]
+    truth, truth_inputs = _candidates(backbone, trunk, truths)
+    phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
+    # the authors' released code averages over the gold answer too: the target where the edit must reach, the true answer elsewhere
+    reached = torch.tensor([p.kind in GENERALITY for p in outcome])[:, None, None]
+    width = max(inputs.shape[1], truth_inputs.shape[1])
+    gold = torch.where(reached, _widen(inputs, width), _widen(truth_inputs, width))
+    gold_real = torch.where(reached[..., 0], _widen(target.real[:, 1:], width), _widen(truth.real[:, 1:], width))
+    phi["teacher_forced"] = mean_over(
+        torch.cat([trunk.inputs, gold], 1), torch.cat([trunk.prompts.mask, gold_real], 1)
+    )
+    samples = [p for p in probes if p.is_sample]
+    seen = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in samples]))
+    for span in SPANS:
+        phi[span] = torch.cat([phi[span], mean_over(seen.inputs, seen.prompts.spans[span])])
+    # a positive sample is taught the target, a negative one what the unedited model says
+    taught = [
+        backbone.answer_ids(row["target"]) if p.kind == "sample_positive" else ids
+        for p, ids in zip(samples, backbone.greedy(seen, ANSWER_LIMIT), strict=True)
+    ]
+    told, told_inputs = _candidates(backbone, seen, taught)
+    leak = mean_over(torch.cat([seen.inputs, told_inputs], 1), torch.cat([seen.prompts.mask, told.real[:, 1:]], 1))
+    phi["teacher_forced"] = torch.cat([phi["teacher_forced"], leak])
+    answers = [backbone.decode(ids) for ids in greedy]
+    return States(trunk.hidden, trunk.prompts.mask, phi, answers, target, same, truth)
+
+
+def _candidates(backbone: Backbone, trunk: Any, answers: Sequence[list[int]]) -> tuple[Candidates, torch.Tensor]:
+    """Teacher-force one answer a row; also the edited linear map's inputs [N, A - 1, D]."""
+    width = max(map(len, answers))
+    ids = torch.tensor([a + [backbone.end] * (width - len(a)) for a in answers])
+    real = torch.arange(width)[None] < torch.tensor([len(a) for a in answers])[:, None]
+    if width == 1:
+        logits, empty = trunk.logits[:, None], trunk.hidden[:, :0]
+        return Candidates(ids, real, empty, logits.argmax(-1), logits.topk(TOP).indices), empty
+    hidden, inputs, logits = backbone.extend(trunk, ids[:, :-1])
+    return Candidates(ids, real, hidden, logits.argmax(-1), logits.topk(TOP).indices), inputs
+
+
+def _widen(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    """Pad dimension 1 with zeros (False) up to `width`."""
+    padding = torch.zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:], dtype=tensor.dtype)
+    return torch.cat([tensor, padding], 1)
+
+
+def cached_trunk(
+    backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], pictures: Mapping[str, str], cache: Path
+) -> States:
+    """`run_trunk`, kept under `cache` by the content of the backbone, the queries, the pictures' digests and the code that computes it."""
+    shown = {p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None}
+    text = json.dumps([backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown], sort_keys=True)
+    path = cache / f"{hashlib.sha256((code_digest() + text).encode()).hexdigest()[:24]}.pt"
+    if path.exists():
+        with torch.serialization.safe_globals([States, Candidates]):
+            return torch.load(path, weights_only=True)
+    states = run_trunk(backbone, row, probes)
+    cache.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary:
+        torch.save(states, temporary)
+    return states
+
+
+def code_digest() -> str:
+    """A digest of the modules that decide what the trunk and an edit compute: stale records are never reused."""
+    folder = Path(__file__).parent
+    sources = sorted([*folder.glob("*.py"), *(folder.parent / "backbone").glob("*.py")])
+    return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in sources)).hexdigest()
+
+
+def request_of(states: States) -> Request:
+    """The edit to make: the first probe with its target."""
+    length = int(states.target.real[0].sum())
+    hidden = torch.cat([states.hidden[:1], states.target.hidden[:1, : length - 1]], 1)
+    mask = torch.cat([states.mask[:1], torch.ones(1, length - 1, dtype=torch.bool)], 1)
+    return Request(hidden, mask, states.mask[:1], states.target.ids[:1, :length])
+
+
+@torch.no_grad()
+def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candidates) -> torch.Tensor:
+    """Logits [N, A, V] of the edited model under teacher forcing of `candidates`."""
+    width = candidates.ids.shape[1]
+    hidden = torch.cat([states.hidden, candidates.hidden], 1)
+    mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)
+    with edit.applied(backbone, states.mask):
+        return backbone.head(backbone.tail(hidden, mask, width))
+
+
+def exact(argmax: torch.Tensor, candidates: Candidates) -> np.ndarray:
+    """[N] bool: greedy decoding gives the candidate (its end token included) iff it is the argmax at every position (design §3)."""
+    return ((argmax == candidates.ids) | ~candidates.real).all(1).numpy()
+
+
+def accuracy(argmax: torch.Tensor, reference: torch.Tensor, candidates: Candidates, end: int) -> np.ndarray:
+    """[N] share of the candidate's tokens, end token excluded, at which `argmax` equals `reference`."""
+    counted = candidates.real & (candidates.ids != end)
+    counted |= candidates.real & ~counted.any(1, keepdim=True)
+    return (((argmax == reference) & counted).sum(1) / counted.sum(1)).numpy()
+
+
+def trace_edit(
+    backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], states: States, edit: Edit
+) -> list[dict[str, Any]]:
+    """The rows of one edit's trace: outcomes with the edit off and on, and distances to its key."""
+    n = len(states.answers)
+    on = {name: outcomes(backbone, states, edit, getattr(states, name)) for name in ("target", "same", "truth")}
+    argmax = {name: logits.argmax(-1) for name, logits in on.items()}
+    target_off, target_on = (exact(a, states.target) for a in (states.target.argmax, argmax["target"]))
+    same_on = exact(argmax["same"], states.same)
+    aims = states.target.ids
+    hit_off, hit_on = (
+        accuracy(a, aims, states.target, backbone.end) for a in (states.target.argmax, argmax["target"])
+    )
+    agreed = accuracy(argmax["truth"], states.truth.argmax, states.truth, backbone.end)
+    top = on["truth"].topk(TOP).indices
+    overlap = (top[..., :, None] == states.truth.top[..., None, :]).any(-1).float().mean(-1)
+    counted = states.truth.real.float()
+    top10 = ((overlap * counted).sum(1) / counted.sum(1)).numpy()
+    distances = distances_to_key(states.phi)
+    rows = []
+    for i, probe in enumerate(probes):
+        wants = probe.kind in GENERALITY or probe.kind.startswith("hop")
+        common = {
+            "split": row["split"], "edit_id": row["edit_id"], "relation": row["relation"], "concept": row["concept"],
+            "probe": i, "kind": probe.kind, "question": probe.question, "image_id": probe.image_id,
+            "expected": probe.expected,
+        }  # fmt: skip
+        if i < n:
+            result = {
+                "answer_off": states.answers[i],
+                "target_off": bool(target_off[i]), "target_on": bool(target_on[i]), "same_on": bool(same_on[i]),
+                "tf_off": float(hit_off[i]) if wants else 1.0, "tf_on": float(hit_on[i] if wants else agreed[i]),
+                "top10_on": float("nan") if wants else float(top10[i]),
+                "correct_off": bool(probe.truth) and normalise(states.answers[i]) == normalise(probe.truth),
+            }  # fmt: skip
+        else:
+            nan = float("nan")
+            result = {
+                "answer_off": "", "target_off": False, "target_on": False, "same_on": False,
+                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False,
+            }  # fmt: skip
+        rows.append(
+            common | result | {name: float(d[i]) for name, d in distances.items()} | {"steps": edit.steps, "loss": edit.loss}
+        )
+    return rows
+
+
+def distances_to_key(phi: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """`euclidean_<span>` and `cosine_<span>` [queries]: distance of every query's φ to the edit's, which is the first."""
+    result = {}
+    for span, vectors in phi.items():
+        result[f"euclidean_{span}"] = (vectors - vectors[:1]).norm(dim=1).numpy()
+        result[f"cosine_{span}"] = (1 - F.cosine_similarity(vectors, vectors[:1])).clamp(min=0).numpy()
+    return result
+
+
+def normalise(answer: str) -> str:
+    """The form in which answers are compared: lower case, stripped."""
+    return answer.strip().lower()

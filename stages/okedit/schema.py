@@ -1,0 +1,136 @@
+"""The OKEDIT schema: one row an edit, pictures packed by id; written and read with every field checked."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from stages.params import UserError, write_atomically
+
+LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
+SPLITS = ("train", "dev", "test")
+
+TEXT = pa.string()
+EDITS = pa.schema(
+    [
+        ("edit_id", TEXT), ("split", TEXT), ("relation", TEXT), ("concept", TEXT), ("question", TEXT), ("image_id", TEXT),
+        ("answer", TEXT), ("target", TEXT),
+        ("rephrasings_train", pa.list_(TEXT)), ("rephrasings", pa.list_(TEXT)), ("generality_image_ids", pa.list_(TEXT)),
+        ("locality", pa.list_(pa.struct([("kind", TEXT), ("image_id", TEXT), ("question", TEXT), ("answer", TEXT)]))),
+        ("hops", pa.list_(pa.struct([("n", pa.int64()), ("question", TEXT), ("image_id", TEXT),
+                                     ("answer_before", TEXT), ("answer_after", TEXT)]))),
+    ]
+)  # fmt: skip
+IMAGES = pa.schema([("image_id", TEXT), ("vendor", TEXT), ("concept", TEXT), ("png", pa.binary())])
+
+
+@dataclass(frozen=True)
+class EditRow:
+    """One edit and all that belongs to it (design §4)."""
+
+    edit_id: str
+    split: str
+    relation: str
+    concept: str
+    question: str
+    image_id: str
+    answer: str
+    target: str
+    rephrasings_train: Sequence[str]
+    rephrasings: Sequence[str]
+    generality_image_ids: Sequence[str]
+    locality: Sequence[Mapping[str, Any]]
+    hops: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its id; `png` holds the encoded bytes."""
+
+    image_id: str
+    vendor: str
+    concept: str
+    png: bytes
+
+
+def encode(image: Image.Image) -> bytes:
+    """PNG bytes of a picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def check(rows: Sequence[EditRow], image_ids: set[str]) -> None:
+    """Raise UserError, naming the edit and the field, for a row that no editor could use."""
+    seen = set()
+    for row in rows:
+        for field in fields(EditRow):
+            if getattr(row, field.name) in (None, ""):
+                raise UserError(f"{row.edit_id or '?'}.{field.name}: missing; every field of the OKEDIT schema is needed")
+        if row.edit_id in seen:
+            raise UserError(f"edit_id: {row.edit_id!r} occurs twice; ids are unique")
+        seen.add(row.edit_id)
+        if row.split not in SPLITS:
+            raise UserError(f"{row.edit_id}.split: {row.split!r} is not allowed; allowed: {', '.join(SPLITS)}")
+        if row.target.lower() == row.answer.lower():
+            raise UserError(f"{row.edit_id}.target: {row.target!r} is the true answer; a counterfactual is needed")
+        for probe in row.locality:
+            if probe["kind"] not in LOCALITY_KINDS:
+                raise UserError(
+                    f"{row.edit_id}.locality: {probe['kind']!r} is not allowed; allowed: {', '.join(LOCALITY_KINDS)}"
+                )
+        shown = {row.image_id, *row.generality_image_ids, *(p["image_id"] for p in [*row.locality, *row.hops])}
+        for image_id in sorted(shown - image_ids - {None}):
+            raise UserError(f"{row.edit_id}: image {image_id!r} is missing from the image table")
+
+
+def write(folder: Path, rows: Sequence[EditRow], pictures: Sequence[Picture]) -> None:
+    """Check, then write `edits.parquet` and `images.parquet`."""
+    check(rows, {p.image_id for p in pictures})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / "edits.parquet", [asdict(r) for r in rows], EDITS)
+    write_table(folder / "images.parquet", [asdict(p) for p in pictures], IMAGES)
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema | None = None) -> None:
+    """One parquet file, whole or not at all."""
+    with write_atomically(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
+
+
+def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, Any]]:
+    """The rows of the given splits, checked for fields."""
+    path = folder / "edits.parquet"
+    if not path.exists():
+        raise UserError(f"dataset: {path} is missing; run the `okedit` stage first")
+    table = pq.read_table(path)
+    for name in EDITS.names:
+        if name not in table.column_names:
+            raise UserError(f"{path}: the field {name!r} is missing; needed: {', '.join(EDITS.names)}")
+    return [row for row in table.to_pylist() if row["split"] in splits]
+
+
+def read_images(*paths: Path) -> dict[str, bytes]:
+    """Encoded pictures by id, from one or more image tables."""
+    found: dict[str, bytes] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"images: {path} is missing; run the stage that writes it first")
+        for row in pq.read_table(path, columns=["image_id", "png"]).to_pylist():
+            found[row["image_id"]] = row["png"]
+    return found
+
+
+def decode(image_id: str, png: bytes) -> Image.Image:
+    """A picture from its bytes; UserError names the image when they are corrupt."""
+    try:
+        image = Image.open(io.BytesIO(png))
+        image.load()
+        return image
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"image {image_id!r}: not a readable picture ({error})") from None

@@ -1,0 +1,1 @@
+"""One module per source: `build(context) -> (edits, images)`."""

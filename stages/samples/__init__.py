@@ -1,0 +1,1 @@
+"""Positive and negative samples: the queries that place an edit's radius."""

@@ -1,0 +1,53 @@
+"""Small real parts that the tests share: a LLaVA of a few thousand random weights with a word tokenizer, and pictures."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN
+from stages.backbone.tower import EfficientNetLiteConfig
+from stages.backbone.vlm import Backbone
+
+LAYER = 2
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and the special tokens of the chat template."""
+    characters = [chr(c) for c in range(32, 127)] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate([END, "<|im_start|>", IMAGE_TOKEN, *characters])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=END))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=END, pad_token=END, additional_special_tokens=["<|im_start|>", IMAGE_TOKEN]
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
+    """A LLaVA with 5 decoder layers of width 32 and random weights."""
+    torch.manual_seed(seed)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=EfficientNetLiteConfig(image_size=64, grid=2), text_config=text, image_seq_length=4,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), vision_feature_layer=-1,
+        vision_feature_select_strategy="full", tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    return model
+
+
+@pytest.fixture()
+def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
+    """A tiny backbone that has seen the pictures "red" and "noise"."""
+    made = Backbone(make_model(tokenizer), tokenizer, LAYER, "tiny")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    made.add_pictures({"red": Image.new("RGB", (64, 64), (200, 30, 30)), "noise": Image.fromarray(noise)})
+    return made

@@ -1,0 +1,173 @@
+"""Editors and traces: edits succeed and restore, outcomes and distances by hand, resumption."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.backbone.vlm import Backbone, Query
+from stages.editing import trace
+from stages.editing.editor import Edit, Request, exact_with_margin, load_editor
+from stages.editing.grace import replaced
+from stages.editing.partial import Partial
+from stages.params import UserError
+
+SETTINGS = {
+    "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1},
+    "finetune": {"lr": 0.01, "steps": 50, "loss": 0.05},
+    "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
+}
+ROW = {
+    "edit_id": "colour-red", "split": "test", "relation": "colour", "concept": "thing", "question": "What is it?",
+    "image_id": "red", "answer": "red", "target": "ox", "rephrasings": ["Tell: what?", "Say it?"],
+    "generality_image_ids": ["noise", "red"],
+    "locality": [
+        {"kind": "other_question", "image_id": "red", "question": "Who owns it?", "answer": "me"},
+        {"kind": "no_image", "image_id": None, "question": "What is it?", "answer": ""},
+    ],
+    "hops": [{"n": 1, "question": "And then?", "image_id": "red", "answer_before": "a", "answer_after": "b"}],
+}  # fmt: skip
+SAMPLES = [
+    {"kind": "sample_positive", "question": "What might it be?", "image_id": "red"},
+    {"kind": "sample_black", "question": "What is it?", "image_id": "noise"},
+]
+
+
+@pytest.fixture()
+def probes() -> list[trace.Probe]:
+    return trace.probes_of(ROW, SAMPLES)
+
+
+@pytest.fixture()
+def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
+    return trace.run_trunk(backbone, ROW, probes)
+
+
+def bits(backbone: Backbone) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in backbone.model.state_dict().items()}
+
+
+def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
+    kinds = [p.kind for p in probes]
+    assert kinds == [
+        "edit", *["text_generality"] * 2, *["image_generality"] * 2, "joint_generality", "other_question", "no_image", "hop1",
+        "black_image", "sample_positive", "sample_black",
+    ]  # fmt: skip
+    assert {p.expected for p in probes[:6]} == {"ox"}
+    assert (probes[8].expected, probes[8].truth) == ("b", "a")
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
+    before = bits(backbone)
+    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    rows = trace.trace_edit(backbone, ROW, probes, states, edit)
+    assert edit.reached
+    assert rows[0]["target_on"] and not rows[0]["target_off"]
+    assert bits(backbone) == before
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
+    """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
+    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    rows = trace.trace_edit(backbone, ROW, probes, states, edit)
+    for probe, row in zip(probes, rows, strict=True):
+        if probe.is_sample:
+            continue
+        prompts = backbone.prompts([Query(probe.question, probe.image_id)])
+        trunk = backbone.prefill(prompts)
+        said: list[int] = []
+        while len(said) < trace.ANSWER_LIMIT and (not said or said[-1] != backbone.end):
+            if said:
+                more, _, _ = backbone.extend(trunk, torch.tensor([said]))
+                hidden = torch.cat([trunk.hidden, more], 1)
+            else:
+                hidden = trunk.hidden
+            mask = torch.cat([prompts.mask, torch.ones(1, len(said), dtype=torch.bool)], 1)
+            with torch.no_grad(), edit.applied(backbone, prompts.mask):
+                said.append(int(backbone.head(backbone.tail(hidden, mask, 1))[0, -1].argmax()))
+        text = backbone.decode(said)
+        assert row["same_on"] == (text == row["answer_off"])
+        if probe.kind in trace.GENERALITY:
+            assert row["target_on"] == (text == ROW["target"] and said[-1] == backbone.end)
+
+
+def test_no_edit_changes_nothing(backbone, probes, states) -> None:
+    rows = trace.trace_edit(backbone, ROW, probes, states, Edit(None))[: len(states.answers)]
+    assert all(r["same_on"] and r["target_on"] == r["target_off"] and r["tf_on"] == r["tf_off"] for r in rows)
+    assert all(r["top10_on"] == 1 for r in rows if r["kind"] in ("other_question", "no_image", "black_image"))
+
+
+def test_distances_by_hand() -> None:
+    found = trace.distances_to_key({"prompt": torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [-4.0, 3.0]])})
+    assert found["euclidean_prompt"].tolist() == pytest.approx([0, 0, 5, 50**0.5])
+    assert found["cosine_prompt"].tolist() == pytest.approx([0, 0, 1, 1], abs=1e-6)
+
+
+def test_the_key_never_sees_the_answer(backbone, probes) -> None:
+    """Distances of every span but `teacher_forced` are the same whatever the target is."""
+    one, other = (trace.run_trunk(backbone, ROW | {"target": t}, probes) for t in ("ox", "a long cow"))
+    for span in ("prompt", "question", "image", "last"):
+        torch.testing.assert_close(one.phi[span], other.phi[span], atol=0, rtol=0, equal_nan=True)
+
+
+def test_accuracy_by_hand() -> None:
+    ids, real = torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([[True, True, True], [True, True, False]])
+    candidates = trace.Candidates(ids, real, torch.zeros(2, 2, 1), ids, ids[..., None])
+    said = torch.tensor([[5, 9, 0], [7, 1, 1]])
+    assert trace.accuracy(said, ids, candidates, end=0).tolist() == [0.5, 1.0]
+    assert trace.exact(said, candidates).tolist() == [False, False]
+    assert trace.exact(torch.tensor([[5, 6, 0], [7, 0, 3]]), candidates).tolist() == [True, True]
+
+
+def test_margin_by_hand() -> None:
+    stop = exact_with_margin(torch.tensor([1, 0]), margin=0.5)
+    assert stop(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), 0.0)
+    assert not stop(torch.tensor([[0.0, 0.4], [2.0, 1.0]]), 0.0)
+
+
+def test_grace_replaces_where_it_says() -> None:
+    prompt = torch.tensor([[False, True, True]])
+    inputs = torch.zeros(1, 5, 2)
+    assert replaced(inputs, prompt, "last").tolist() == [[False, False, True, False, False]]
+    assert replaced(inputs, prompt, "prompt").tolist() == [[False, True, True, False, False]]
+    assert replaced(inputs, prompt, "all").all()
+
+
+def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
+    request = trace.request_of(states)
+    broken = Request(request.hidden * float("nan"), request.mask, request.prompt, request.target)
+    with pytest.raises(FloatingPointError, match="nan after 0 steps"):
+        load_editor("balancedit")(backbone, broken, SETTINGS["balancedit"])
+
+
+def test_the_trunk_is_computed_once(backbone, probes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = {"red": "r", "noise": "n"}
+    first = trace.cached_trunk(backbone, ROW, probes, digests, tmp_path)
+    monkeypatch.setattr(trace, "run_trunk", lambda *_: pytest.fail("ran the trunk again"))
+    again = trace.cached_trunk(backbone, ROW, probes, digests, tmp_path)
+    assert torch.equal(first.hidden, again.hidden) and first.answers == again.answers
+    with pytest.raises(pytest.fail.Exception):
+        trace.cached_trunk(backbone, ROW, probes, digests | {"red": "another picture"}, tmp_path)
+
+
+def test_interrupted_work_resumes_and_other_inputs_do_not(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "cell", "inputs") as partial:
+        partial["0-a"] = [{"x": 1.5}]
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "cell", "inputs") as partial:
+        assert "0-a" in partial and partial["0-a"] == [{"x": 1.5}]
+        raise KeyboardInterrupt
+    with Partial(tmp_path / "cell", "other inputs") as partial:
+        assert "0-a" not in partial
+        with pytest.raises(UserError, match="another run"), Partial(tmp_path / "cell", "other inputs"):
+            pass
+    assert not (tmp_path / "cell").exists()
+
+
+def test_nan_survives_a_record() -> None:
+    """Distances of spans that do not exist are NaN; records keep them."""
+    assert np.isnan(json.loads(json.dumps({"d": float("nan")}))["d"])
