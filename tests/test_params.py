@@ -1,0 +1,218 @@
+"""params.yaml is read into typed values; a mistake in it is one line with key, value and what is allowed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from stages.params import UserError, derive_seed, load, run, write_atomically
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
+    modules = ["editing/base", "editing/finetune", "editing/grace", "editing/balancedit", "editing/codebook"]
+    modules += ["editing/__init__", "okedit/sources/embedded", "backbone/families/llava_smollm2"]
+    for module in modules:
+        path = tmp_path / "stages" / f"{module}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "stages"
+
+
+def load_text(text, stages):
+    path = stages.parent / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load(path, stages)
+
+
+def load_with(stages, *keys, value):
+    """The committed file with one key set to `value`."""
+    raw = YAML(typ="safe").load(TEXT)
+    section = raw
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    path = stages.parent / "params.yaml"
+    YAML().dump(raw, path)
+    return load(path, stages)
+
+
+def test_the_committed_file_is_read_into_types(stages):
+    params = load_text(TEXT, stages)
+    assert params.method("ft").lr == 1e-3  # YAML 1.1 would read 1e-3 as text
+    assert params.backbone("llava-smollm2").layer == 27
+    assert params.dataset("okedit").test == 60
+    assert params.seeds == {"s0": 0}
+
+
+def test_a_method_overrides_only_the_entries_it_has(stages):
+    params = load_text(TEXT.replace("distance: euclidean", "distance: cosine"), stages)
+    grace, balancedit = params.method("grace"), params.method("balancedit")
+    assert (grace.key.span, grace.radius.strategy, grace.radius.distance) == ("last", "constant", "cosine")
+    assert (balancedit.key, balancedit.radius) == (params.key, params.radius)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("radius", "alpha"), 1.5, ("radius.alpha", "1.5", "from 0 to 1")),
+        (("radius", "alpha"), float("nan"), ("radius.alpha", "nan", "from 0 to 1")),
+        (("radius", "alpha"), True, ("radius.alpha", "True", "a number")),
+        (
+            ("radius", "strategy"),
+            "best",
+            ("radius.strategy", "'best'", "balanced, constant, positive, negative"),
+        ),
+        (("radius", "epsilon"), 0, ("radius.epsilon", "0", "> 0")),
+        (("radius", "positives"), 2.0, ("radius.positives", "2.0", "a whole number from 1 to 3")),
+        (("radius", "negative"), None, ("radius.negative", "None", "black, white")),
+        (("radius", "alfa"), 0.1, ("radius.alfa", "0.1", "strategy, alpha")),
+        (("radius",), 0.5, ("radius", "0.5", "key: value")),
+        (
+            ("key", "span"),
+            "answer",
+            ("key.span", "'answer'", "prompt, question, image, last, teacher_forced"),
+        ),
+        (("seed",), -1, ("seed", "-1", "from 0")),
+        (("speed",), 3, ("speed", "3", "seed, threads")),
+        (("metrics", "level"), 95, ("metrics.level", "95", "from 0.5 to 0.999")),
+        (("backbones", "llava-smollm2", "layer"), -1, ("backbones.llava-smollm2.layer", "-1", ">= 0")),
+        (("backbones", "llava-smollm2", "family"), "opt", ("family", "'opt'", "llava_smollm2")),
+        (("backbones", "llava-smollm2", "train", "lr"), "fast", ("train.lr", "'fast'", "a number > 0")),
+        (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
+        (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
+        (("datasets",), {}, ("datasets", "{}", "at least one")),
+        (("methods", "ft", "editor"), "codebook", ("methods.ft.editor", "'codebook'", "balancedit, base")),
+        (("methods", "ft", "router"), "maybe", ("methods.ft.router", "'maybe'", "never, always, codebook")),
+        (("methods", "ft", "step"), 3, ("methods.ft.step", "3", "editor, router, lr, steps, margin")),
+        (
+            ("methods", "grace", "radius", "alpha"),
+            -0.1,
+            ("methods.grace.radius.alpha", "-0.1", "from 0 to 1"),
+        ),
+        (("methods", "grace", "key"), None, ("methods.grace.key", "None", "key: value")),
+        (("seeds", "s0"), "zero", ("seeds.s0", "'zero'", "a whole number")),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(stages, keys, value, words):
+    with pytest.raises(UserError) as caught:
+        load_with(stages, *keys, value=value)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 0\n", "threads: missing"),
+        (TEXT.replace("  alpha: 0.5\n", ""), "radius.alpha: missing"),
+        (TEXT + "seed: 1\n", "seed"),
+        (TEXT.replace("seed: 0", "seed: ["), "not valid YAML"),
+        ("", "None"),
+        ("- 1\n", "[1]"),
+    ],
+)
+def test_a_file_that_is_no_complete_yaml_mapping_is_refused(stages, text, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_text(text, stages)
+
+
+def test_a_missing_or_unreadable_file_is_refused(stages, tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load(tmp_path / "none.yaml", stages)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "bytes.yaml", stages)
+
+
+def test_a_new_editor_is_a_new_file_and_a_missing_folder_allows_nothing(stages, tmp_path):
+    (stages / "editing" / "mend.py").touch()
+    assert load_with(stages, "methods", "ft", "editor", value="mend").method("ft").editor == "mend"
+    with pytest.raises(UserError, match="no module in stages/"):
+        load(tmp_path / "params.yaml", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("axis", ["dataset", "backbone", "method"])
+def test_an_unknown_name_on_the_command_line_lists_the_known_ones(stages, axis):
+    params = load_text(TEXT, stages)
+    with pytest.raises(UserError, match=f"^{axis}: 'x' is not allowed; allowed: [a-z]"):
+        getattr(params, axis)("x")
+
+
+def test_every_key_of_the_committed_file_has_a_comment():
+    """By a comment right above it, or by one that lists the keys of all entries of its section."""
+    lines = TEXT.splitlines()
+    listed = set()
+    for line in lines:
+        if match := re.match(r"#   ([a-z, ]+):", line):
+            listed.update(match[1].split(", "))
+    found = ((i, re.match(r"\s*([a-z0-9_-]+):", line)) for i, line in enumerate(lines))
+    keys = [(i, match[1]) for i, match in found if match]
+    bare = [key for i, key in keys if not lines[i - 1].lstrip().startswith("#") and key not in listed]
+    inherited = {"span", "strategy", "epsilon"}  # GRACE's own entries of the sections key and radius
+    assert len(keys) > 40
+    # A seed's name documents itself under the comment of its section.
+    assert [key for key in bare if key not in inherited] == ["s0"]
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.text(), max_size=4))
+def test_a_seed_has_32_bits_and_depends_on_every_name(root, names):
+    seed = derive_seed(root, *names)
+    assert 0 <= seed < 2**32
+    assert seed == derive_seed(root, *names)
+    assert seed != derive_seed(root, *names, "more")
+
+
+def test_a_seed_is_the_same_on_every_machine():
+    assert derive_seed(0, "a") == 1244231897
+    assert derive_seed(0, "a", "b") != derive_seed(0, "ab")
+
+
+def test_write_atomically_replaces_only_on_success(tmp_path):
+    path = tmp_path / "new" / "file.csv"
+    with write_atomically(path) as temporary:
+        temporary.write_text("one")
+        assert temporary.suffix == ".csv"
+        assert not path.exists()
+    with pytest.raises(RuntimeError), write_atomically(path) as temporary:
+        temporary.write_text("two")
+        raise RuntimeError
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="No space left on device"), write_atomically(tmp_path / "file"):
+        raise OSError(28, os.strerror(28))
+    assert list(tmp_path.iterdir()) == []
+
+
+def run_script(text):
+    return subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_run_prints_one_line_and_exits_2():
+    script = "from stages.params import *\ndef main(): raise UserError('a: 1\\nis wrong')\nrun(main)"
+    done = run_script(script)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: a: 1 is wrong\n")
+
+
+def test_run_ends_an_interrupt_in_one_line_and_130():
+    done = run_script("import os\nfrom stages.params import run\nrun(lambda: os.kill(os.getpid(), 2))")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_error_of_the_program_itself_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
