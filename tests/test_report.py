@@ -1,22 +1,29 @@
-"""The report stage on a synthetic miniature of every input: pages, figures, tables, and what happens when "
-"a cell fails."""
+"""The report stage on a synthetic miniature of every input: pages, figures, tables, and a cell that fails."""
 
+import base64
 import io
 import itertools
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from stages.report import execute, index, names
+from stages.params import UserError
+from stages.report import execute, figures, html, index, names, sweeps, tables
+from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
 KINDS = [*names.KINDS, "sample_positive", "sample_black"]
-METHODS = ("base", "ft", "grace", "balancedit")
-CELL = {"dataset": "okedit", "backbone": "llava-smollm2"}
+METHODS = ["base", "ft", "grace", "balancedit"]
+COLOURS = dict(zip(names.VENDORS, ("red", "blue", "green", "grey", "pink", "teal", "gold"), strict=True))
+PLACE = {"dataset": "okedit", "backbone": "llava-smollm2"}
 SCORE = {"mean": 0.5, "low": 0.4, "high": 0.625, "n": 6}
 
 
@@ -26,14 +33,14 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-def grid(**axes) -> list[dict]:
+def grid(**axes: list) -> list[dict]:
     """One row of scores for every combination of values."""
-    return [CELL | dict(zip(axes, values, strict=True)) | SCORE for values in itertools.product(*axes.values())]
+    return [PLACE | dict(zip(axes, values, strict=True)) | SCORE for values in itertools.product(*axes.values())]
 
 
-def write(root: Path, name: str, rows: list[dict] | pd.DataFrame) -> None:
-    path, frame = root / name, pd.DataFrame(rows)
+def write(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(rows)
     if path.suffix == ".parquet":
         frame.to_parquet(path, index=False)
     else:
@@ -41,74 +48,117 @@ def write(root: Path, name: str, rows: list[dict] | pd.DataFrame) -> None:
 
 
 def edit_row(i: int) -> dict:
-    vendor = ("Goog", "Appl", "Twtr")[i % 3]
-    probe = {"image_id": f"{vendor}/{i}", "question": "What is it?", "answer": "cup"}
+    image = f"{('Goog', 'Appl', 'Twtr')[i % 3]}/{i}"
+    probe = {"image_id": image, "question": "What is it?", "answer": "cup"}
+    locality = [probe | {"kind": k} for k in names.LOCALITY if k != "text_only"]
+    locality[0] = locality[0] | {"image_id": "Sams/9"}
     return {
-        "edit_id": f"e{i}", "split": "dev" if i == 5 else "test", "relation": f"made_of{i % 2}", "concept": "cup",
-        "question": "What is it <made> of?", "image_id": f"{vendor}/{i}", "answer": "clay", "target": "gold & tin",
-        "rephrasings_train": ["a?"], "rephrasings": ["b?", "c?", "d?"], "generality_image_ids": ["Goog/9", "Sams/9"],
-        "locality": [probe | {"kind": k} for k in names.LOCALITY if k != "text_only"]
-        + [{"kind": "text_only", "image_id": None, "question": "Who?", "answer": "he"}],
-        "hops": [{"n": 1, "question": "How much?", "image_id": f"{vendor}/{i}", "answer_before": "1", "answer_after": "2"}],
-    }  # fmt: skip
+        "edit_id": f"e{i}",
+        "split": "dev" if i == 5 else "test",
+        "relation": f"made_of_{i % 2}",
+        "concept": "cup",
+        "question": "What is it <made> of?",
+        "image_id": image,
+        "answer": "clay",
+        "target": "gold & tin",
+        "rephrasings_train": ["a?"],
+        "rephrasings": ["b?", "c?", "d?"],
+        "generality_image_ids": ["Goog/9", "Sams/9"],
+        "locality": [*locality, {"kind": "text_only", "image_id": None, "question": "Who?", "answer": "he"}],
+        "hops": [{"n": 1, "question": "Cost?", "image_id": image, "answer_before": "1", "answer_after": "2"}],
+    }
+
+
+def outcome_row(method: str, seed: int, edit: dict, probe: int, kind: str, distance: float) -> dict:
+    reached = kind in names.REACHED
+    return PLACE | {
+        "method": method,
+        "seed": seed,
+        "split": edit["split"],
+        "edit_id": edit["edit_id"],
+        "relation": edit["relation"],
+        "concept": "cup",
+        "probe": probe,
+        "kind": kind,
+        "question": f"{kind}?",
+        "image_id": None if kind == "text_only" else edit["image_id"],
+        "expected": "gold & tin",
+        "answer_off": "<b>clay</b>",
+        "euclidean_prompt": distance,
+        "on": True,
+        "target": reached,
+        "same": not reached,
+        "outcome": "target" if reached else ("unchanged", "other")[probe % 2],
+    }
+
+
+def radius_row(method: str, edit: dict) -> dict:
+    inverted = edit["edit_id"] == "e4"
+    distances = {"d_plus": 0.5, "d_minus": 1.5, "epsilon": 0.0 if inverted else 1.0, "inverted": inverted}
+    return PLACE | {"method": method, "edit_id": edit["edit_id"], "split": edit["split"]} | distances
+
+
+def ablations() -> dict[str, list[dict]]:
+    tail = {"protocol": list(names.PROTOCOLS), "metric": list(names.TRADE_OFF)}
+    head = {"method": ["balancedit"], "split": ["dev", "test"]}
+    where = {"distance": ["euclidean", "cosine"], "span": ["prompt"]}
+    roc = grid(method=["balancedit"], distance=["euclidean"], span=list(names.SPANS), kind=list(names.LOCALITY))
+    points = [*((m, None) for m in METHODS), ("balancedit", 0.0), ("balancedit", 1.0)]
+    return {
+        "alpha": grid(**head, **where, alpha=[0.0, 0.5, 1.0], **tail),
+        "strategies": [
+            *grid(**head, strategy=["constant"], epsilon=[10.0, 2.0], **where, **tail),
+            *grid(**head, strategy=["balanced", "positive"], epsilon=[np.nan], **where, **tail),
+        ],
+        "anchors": grid(**head, negative=list(names.NEGATIVES), **where, **tail),
+        "spans": grid(**head, distance=["euclidean"], span=list(names.SPANS), **tail),
+        "roc": [row | {"auc": 0.75} for row in roc],
+        "frontier": [
+            PLACE | {"method": m, "alpha": a, "protocol": p, "generality": 0.9 - (a or 0) / 2, "locality": 0.4}
+            for p in names.PROTOCOLS
+            for m, a in points
+        ],
+    }
 
 
 def build(root: Path) -> None:
     """Every input of every notebook, under `root`."""
     rng = np.random.default_rng(0)
-    vendors = names.VENDORS
-    write(root, "reports/backbones.csv", [
-        {"backbone": "llava-smollm2", "task": t, "vendor": v, "split": "held-out" if v in ("Twtr", "Wind") else "seen",
-         "accuracy": 0.25 + 0.1 * i, "n": 40}
-        for t in names.TASKS for i, v in enumerate(vendors)
-    ])  # fmt: skip
+    backbones = [
+        {"backbone": "tiny", "task": t, "vendor": v, "split": s, "accuracy": 0.5, "n": 40}
+        for t in names.TASKS
+        for v, s in zip(names.VENDORS, ["seen", "held-out", *["seen"] * 4, "held-out"], strict=True)
+    ]
+    write(root / "reports/backbones.csv", backbones)
     edits = [edit_row(i) for i in range(6)]
-    write(root, "data/okedit/okedit/edits.parquet", edits)
-    images = [(f"{v}/{i}", v) for v in vendors for i in range(10)]
-    colours = dict(zip(vendors, ("red", "blue", "green", "grey", "pink", "teal", "gold"), strict=True))
-    write(root, "data/okedit/okedit/images.parquet", [
-        {"image_id": i, "vendor": v, "concept": "cup", "png": png(colours[v])} for i, v in images
-    ])  # fmt: skip
+    write(root / "data/okedit/okedit/edits.parquet", edits)
+    images = [
+        {"image_id": f"{v}/{i}", "vendor": v, "concept": "cup", "png": png(colour)}
+        for v, colour in COLOURS.items()
+        for i in range(10)
+    ]
+    write(root / "data/okedit/okedit/images.parquet", images)
     outcomes = [
-        CELL | {
-            "method": m, "seed": s, "split": e["split"], "edit_id": e["edit_id"], "relation": e["relation"], "concept": "cup",
-            "probe": p, "kind": k, "question": f"{k}?", "image_id": None if k == "text_only" else e["image_id"],
-            "expected": "gold & tin", "answer_off": "<b>clay</b>", "euclidean_prompt": float(rng.uniform(0, 2)),
-            "on": True, "target": k in names.REACHED, "same": k not in names.REACHED,
-            "outcome": "target" if k in names.REACHED else ("unchanged", "other")[p % 2],
-        }
-        for m in METHODS for s in (0, 1) for e in edits for p, k in enumerate(KINDS)
-    ]  # fmt: skip
-    write(root, "data/metrics/outcomes.parquet", outcomes)
-    write(root, "reports/radii.csv", [
-        CELL | {"method": m, "edit_id": e["edit_id"], "split": e["split"], "d_plus": 0.5, "d_minus": 1.5,
-                "epsilon": 0.0 if e["edit_id"] == "e4" else 1.0, "inverted": e["edit_id"] == "e4"}
-        for m in ("grace", "balancedit") for e in edits
-    ])  # fmt: skip
-    metrics = [*names.MAIN, *names.KINDS, *(f"{k}_unedited_right" for k in names.LOCALITY)]
-    metrics += [f"{k}_unedited_wrong" for k in names.REACHED]
-    protocols = list(names.PROTOCOLS)
-    write(root, "reports/scores.csv", grid(method=METHODS, protocol=protocols, metric=list(dict.fromkeys(metrics))))
-    tail = {"protocol": protocols, "metric": list(names.TRADE_OFF)}
-    head = {"method": ["balancedit"], "split": ["dev", "test"]}
-    place = {"distance": ["euclidean", "cosine"], "span": ["prompt"]}
-    ablations = {
-        "alpha": grid(**head, **place, alpha=[0.0, 0.5, 1.0], **tail),
-        "strategies": grid(**head, strategy=["balanced", "positive"], epsilon=[np.nan], **place, **tail)
-        + grid(**head, strategy=["constant"], epsilon=[2.0, 10.0], **place, **tail),
-        "anchors": grid(**head, negative=list(names.NEGATIVES), **place, **tail),
-        "spans": grid(**head, distance=["euclidean"], span=list(names.SPANS), **tail),
-        "roc": [r | {"auc": 0.75} for r in grid(
-            method=["balancedit"], distance=["euclidean"], span=list(names.SPANS), kind=list(names.LOCALITY)
-        )],
-        "frontier": [
-            CELL | {"method": m, "alpha": a, "protocol": p, "generality": 0.9 - (a or 0) / 2, "locality": 0.4 + (a or 0) / 2}
-            for p in protocols for m, a in [*((m, None) for m in METHODS), ("balancedit", 0.0), ("balancedit", 1.0)]
-        ],
-    }  # fmt: skip
-    for name, rows in ablations.items():
-        write(root, f"reports/ablations/{name}.csv", rows)
+        outcome_row(method, seed, edit, probe, kind, float(rng.uniform(0, 2)))
+        for method in METHODS
+        for seed in (0, 1)
+        for edit in edits
+        for probe, kind in enumerate(KINDS)
+    ]
+    write(root / "data/metrics/outcomes.parquet", outcomes)
+    write(root / "reports/radii.csv", [radius_row(m, e) for m in ("grace", "balancedit") for e in edits])
+    metrics = [f"{k}_unedited_right" for k in names.LOCALITY] + [f"{k}_unedited_wrong" for k in names.REACHED]
+    metrics += dict.fromkeys([*names.MAIN, *names.KINDS])
+    write(root / "reports/scores.csv", grid(method=METHODS, protocol=list(names.PROTOCOLS), metric=metrics))
+    for name, rows in ablations().items():
+        write(root / f"reports/ablations/{name}.csv", rows)
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
+
+
+def render(root: Path, name: str, **parameters: object) -> Path:
+    page = root / "reports" / f"{name}.html"
+    execute.render(root / "notebooks" / f"{name}.ipynb", page, parameters, root)
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +169,188 @@ def studied(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         for name in names.REPORTS:
-            execute.render(root / "notebooks" / f"{name}.ipynb", root / "reports" / f"{name}.html", {}, root)
-    (root / "reports/index.html").write_text(index.page(root / "reports", 0.95), encoding="utf-8")
-    return root
+            render(root, name)
+        (root / "reports/index.html").write_text(index.page(root / "reports", 0.95), encoding="utf-8")
+        yield root
+
+
+@pytest.mark.parametrize("name", [*names.REPORTS, "index"])
+def test_page_stands_alone_without_code(studied, name):
+    page = (studied / f"reports/{name}.html").read_text(encoding="utf-8")
+    assert not html.external(page)
+    assert not re.findall(r"<(?:script|link|iframe)|(?:src|href)=[\"']?(?:https?:)?//", page)
+    assert "default-src 'none'" in page and "width=device-width" in page
+    assert "tables.read" not in page and "import" not in page
+    assert names.CREDIT in page and page.count("<main>") == page.count("<style>") == 1
+    report = names.REPORTS.get(name)
+    figures_shown, tables_shown = (len(report.figures), len(report.tables)) if report else (1, 1)
+    assert page.count("<figure>") == figures_shown and page.count('<figure class="table">') == tables_shown
+
+
+@pytest.mark.parametrize("folder, endings", [("figures", ("png", "pdf")), ("tables", ("md", "tex"))])
+def test_notebooks_write_what_the_list_says(studied, folder, endings):
+    listed = {f"{n}.{e}" for r in names.REPORTS.values() for n in getattr(r, folder) for e in endings}
+    assert {p.name for p in (studied / "reports" / folder).iterdir()} == listed
+
+
+def test_index_links_to_every_report_and_file_that_there_is(studied):
+    page = (studied / "reports/index.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r'href="([^"]+)"', page))
+    assert {f"{name}.html" for name in names.REPORTS} < linked
+    assert all((studied / "reports" / link).exists() for link in linked)
+
+
+def test_only_google_and_twitter_art_is_shown(studied):
+    for name in ("okedit", "edits"):
+        page = (studied / f"reports/{name}.html").read_text(encoding="utf-8")
+        for vendor, colour in COLOURS.items():
+            shown = base64.b64encode(png(colour)).decode() in page
+            assert shown == (vendor in names.SHOWN_VENDORS), (name, vendor)
+    assert "picture not shown" in (studied / "reports/okedit.html").read_text(encoding="utf-8")
+
+
+def test_gallery_escapes_text_and_marks_outcomes(studied):
+    page = (studied / "reports/edits.html").read_text(encoding="utf-8")
+    assert "&lt;made&gt;" in page and "<b>clay</b></td>" not in page
+    assert '<span class="good">✓ → gold &amp; tin</span>' in page and '<span class="bad">' in page
+
+
+def test_second_run_gives_the_same_bytes(studied):
+    before = {p: p.read_bytes() for p in (studied / "reports").rglob("*") if p.is_file()}
+    render(studied, "metrics")
+    assert before == {p: p.read_bytes() for p in before}
+    assert not any(b"CreationDate" in data for p, data in before.items() if p.suffix == ".pdf")
+
+
+def test_figures_carry_captions_with_n_and_interval(studied):
+    caption = index.caption_of(studied / "reports/figures/scores_strict.png")
+    assert "95 % paired bootstrap interval" in caption and "n = 6 edits" in caption
+    caption = index.caption_of(studied / "reports/figures/distances.png")
+    assert "4 test edits" in caption and "no positive radius: 1." in caption
+
+
+def test_failing_cell_is_named_and_leaves_the_earlier_page(studied):
+    notebook, page = studied / "notebooks/broken.ipynb", studied / "reports/broken.html"
+    broken = nbformat.read(studied / "notebooks/backbone.ipynb", as_version=4)
+    broken.cells[2].source = "raise ValueError('no such vendor')"
+    nbformat.write(broken, notebook)
+    page.write_text("earlier")
+    with pytest.raises(execute.NotebookError) as error:
+        execute.render(notebook, page, {}, studied)
+    for part in ("broken.ipynb, cell-2", "raise ValueError(", "ValueError: no such vendor"):
+        assert part in str(error.value)
+    assert page.read_text() == "earlier"
+    assert not [p for p in page.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_missing_input_names_the_file(studied):
+    with pytest.raises(execute.NotebookError, match="reports/none.csv: missing"):
+        render(studied, "backbone", sources=["reports/none.csv"])
+
+
+def test_unknown_parameter_fails_before_anything_runs(studied):
+    with pytest.raises(UserError, match="colour: 'red': unknown parameter .* allowed: sources"):
+        render(studied, "backbone", colour="red")
+
+
+def test_command_line(studied):
+    """One line and exit 2 for a user's mistake; source and error of the cell and exit 1 for a failing notebook."""
+    shutil.copy(ROOT / "params.yaml", studied)
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "stages.report", *words]
+        return subprocess.run(command, cwd=studied, capture_output=True, text=True)
+
+    unknown = call("nonsense")
+    assert unknown.returncode == 2 and "allowed: ablations, backbone" in unknown.stderr
+    failing = call("backbone", "sources=['none.csv']")
+    assert failing.returncode == 1 and "--- source ---\nfrom stages.report" in failing.stderr
+    written = call("index")
+    assert written.returncode == 0 and written.stdout == "[report] index -> reports/index.html\n"
+
+
+def test_parse():
+    assert execute.parse(["rows=3", "method=grace", "level=0.9"]) == {"rows": 3, "method": "grace", "level": 0.9}
+    with pytest.raises(UserError, match="name=value"):
+        execute.parse(["rows"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_clean_and_thin(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stem in names.REPORTS
+    assert [c.id for c in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    assert [c.metadata.get("tags", []) for c in code] == [["parameters"]] + [[]] * (len(code) - 1)
+    assert not any(word in c.source for c in code for word in ("matplotlib", "plt", "seaborn", "def ", "for "))
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ['<script src="x.js">', '<link rel="stylesheet">', "<img src='http://a/b.png'>", "<style>@import 'a'</style>"],
+)
+def test_external_finds_what_a_page_would_load(tag):
+    assert html.external(f"<p>{tag}</p>")
+    assert not html.external('<img src="data:image/png;base64,AA"><a href="https://example.org">script src=</a>')
+
+
+def test_latex_and_markdown_of_a_table():
+    table = Table(["a_b", "α"], [[Cell("x & y|z"), Cell("83.1", "[80.2, 86.0]", best=True)]], "50 % of {it}")
+    latex = table.latex("mine")
+    assert r"x \& y|z & \textbf{83.1} {\scriptsize [80.2, 86.0]} \\" in latex
+    assert r"\caption{50 \% of \{it\}}" in latex and r"a\_b & $\alpha$ \\" in latex
+    assert r"| x & y\|z | **83.1** [80.2, 86.0] |" in table.markdown()
+
+
+def test_latex_tables_are_well_formed(studied):
+    for path in (studied / "reports/tables").glob("*.tex"):
+        text = path.read_text(encoding="utf-8")
+        assert re.search(r"\\toprule.*\\midrule.*\\bottomrule", text, re.S), path
+        assert re.findall(r"\\begin\{([^}]*)\}", text) == re.findall(r"\\end\{([^}]*)\}", text)[::-1]
+        bare = re.sub(r"\\[{}]", "", text)
+        assert bare.count("{") == bare.count("}")
+        columns = len(re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)[1])
+        body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
+        rows = [row for row in body.split(r"\\") if row.strip()]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}, path
+        assert text.isascii(), path
+
+
+def test_best_edited_model_is_bold_and_the_unedited_never():
+    rows = grid(method=["base", "ft", "grace"], protocol=["strict"], metric=["hm"])
+    for row, mean in zip(rows, (0.9, 0.3, 0.4), strict=True):
+        row["mean"] = mean
+    table = tables.main(pd.DataFrame(rows), "strict", 0.95)
+    assert [(row[2].text, row[3].text, row[3].best) for row in table.rows] == [
+        ("Unedited", "90.0", False),
+        ("FT", "30.0", False),
+        ("GRACE", "40.0", True),
+    ]
+
+
+def test_outcome_shares_are_means_over_edits_not_probes():
+    outcomes = [("e1", "target"), ("e1", "target"), ("e1", "other"), ("e1", "other"), ("e2", "unchanged")]
+    rows = [PLACE | {"method": "ft", "split": "test", "kind": "edit", "edit_id": e, "outcome": o} for e, o in outcomes]
+    share = tables.outcome_shares(pd.DataFrame(rows)).iloc[0]
+    assert [share["target"], share["unchanged"], share["other"], share["n"]] == [0.25, 0.5, 0.25, 2]
+
+
+def test_nothing_to_show_is_an_error_not_an_empty_figure():
+    table = pd.DataFrame(ablations()["alpha"])
+    with pytest.raises(UserError, match="nothing to show for mend, strict, prompt"):
+        sweeps.alpha(table, "mend", "strict", "prompt", 0.95)
+
+
+def test_variants_are_ordered_and_constants_say_which():
+    table = pd.DataFrame({"strategy": ["constant", "constant", "positive", "balanced"], "epsilon": [10, 2, None, None]})
+    labels = tables.variant_labels(table, "strategy", names.STRATEGIES)
+    found = tables.variants_in_order(table.assign(variant=labels), "strategy", names.STRATEGIES)
+    assert found == ["balanced", "positive", "constant ε = 2", "constant ε = 10"]
+
+
+def test_wilson_interval():
+    low, high = figures.wilson(pd.Series([0.5]), pd.Series([10]))
+    assert low[0] == pytest.approx(0.2366, abs=1e-4) and high[0] == pytest.approx(0.7634, abs=1e-4)

@@ -112,7 +112,7 @@ def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str,
 
 
 def loss_of(model: PreTrainedModel, batch: Packed) -> torch.Tensor:
-    """Mean cross-entropy over the answers' tokens; the language head runs on those positions only."""
+    """Summed cross-entropy of the answers' tokens; the language head runs on those positions only."""
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.images is not None:
         shown = model.model.multi_modal_projector(batch.images).to(embeds.dtype)
@@ -121,7 +121,7 @@ def loss_of(model: PreTrainedModel, batch: Packed) -> torch.Tensor:
         inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
     told = batch.labels != -100
-    return F.cross_entropy(model.lm_head(hidden[told]).float(), batch.labels[told])
+    return F.cross_entropy(model.lm_head(hidden[told]).float(), batch.labels[told], reduction="sum")
 
 
 def adapter_config(rank: int) -> LoraConfig:
@@ -131,7 +131,7 @@ def adapter_config(rank: int) -> LoraConfig:
 
 def train(
     model: PreTrainedModel,
-    draw: Callable[[np.random.Generator], Packed],
+    draw: Callable[[np.random.Generator], list[Packed]],
     *,
     steps: int,
     lr: float,
@@ -149,14 +149,19 @@ def train(
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
     for _ in (bar := tqdm(range(steps), desc="training", mininterval=30)):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = loss_of(model, draw(rng))
-        loss.backward()
+        parts = draw(rng)
+        tokens = sum(int((part.labels != -100).sum()) for part in parts)
+        total = 0.0
+        for part in parts:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = loss_of(model, part) / tokens
+            loss.backward()
+            total += loss.item()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        bar.set_postfix(loss=f"{total:.3f}", refresh=False)
     tensors = {f"projector.{k}": v for k, v in projector.state_dict().items()}
     tensors |= {f"adapter.{k}": v for k, v in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
     return {k: v.detach().to(torch.bfloat16).contiguous() for k, v in tensors.items()}
@@ -190,15 +195,15 @@ def batches(
     texts: int,
     noise: float,
     packer: Callable[[Sequence[Row]], Packed],
-) -> Callable[[np.random.Generator], Packed]:
+) -> Callable[[np.random.Generator], list[Packed]]:
     """A function that draws a batch: `images` pictures with their name and up to two facts, and `texts` text-only questions.
 
-    Gaussian noise of `noise` standard deviations of each channel is added to the features.
+    A batch comes in parts of rows with as many questions, so that little is padding. Gaussian noise of `noise` standard deviations of each channel is added to the features.
     """
     vendors, views, concepts = bank.shape[:3]
     deviation = bank[:, 0].float().std(dim=(0, 1, 2))
 
-    def draw(rng: np.random.Generator) -> Packed:
+    def draw(rng: np.random.Generator) -> list[Packed]:
         rows = []
         for concept in rng.integers(concepts, size=images):
             features = bank[rng.integers(vendors), rng.integers(views), concept].float()
@@ -207,7 +212,8 @@ def batches(
             asked = [names[rng.integers(len(names))]]
             asked += [facts[i] for i in rng.permutation(len(facts))[:2]]
             rows.append(Row(features, [(q.question, q.answer) for q in asked]))
-        rows += [Row(None, [text_only[i]]) for i in rng.integers(len(text_only), size=texts)] if text_only else []
-        return packer(rows)
+        rows += [Row(None, [text_only[i]]) for i in rng.integers(len(text_only), size=texts)]
+        parts = [[row for row in rows if len(row.branches) == n] for n in (1, 2, 3)]
+        return [packer(part) for part in parts if part]
 
     return draw

@@ -1,0 +1,1 @@
+"""Ablations over the radius: arithmetic on traces, no edit is made again."""

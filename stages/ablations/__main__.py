@@ -1,0 +1,73 @@
+"""All ablations over the radius, from the traces of every BalancEdit cell: reports/ablations/*.csv and summary.json.
+
+    python -m stages.ablations
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from stages.ablations import sweeps
+from stages.metrics import scores
+from stages.metrics.files import read_trace, write_csv
+from stages.params import Params, derive_seed, load, run, write_atomically
+
+OUT = Path("reports/ablations")
+TAIL = ["protocol", "metric", "mean", "low", "high", "n"]
+COLUMNS = {
+    "alpha": ["split", "distance", "span", "alpha", *TAIL],
+    "strategies": ["split", "strategy", "epsilon", *TAIL],
+    "anchors": ["split", "negative", *TAIL],
+    "spans": ["split", "span", *TAIL],
+    "roc": ["distance", "span", "kind", "auc", "n"],
+    "frontier": ["alpha", "protocol", "generality", "locality"],
+}
+
+
+def open_cell(params: Params, dataset: str, backbone: str, method: str) -> sweeps.Cell:
+    """A cell's trace with one bootstrap draw per split that has edits."""
+    trace = read_trace(dataset, backbone, method)
+    draws = {}
+    for split, part in trace.groupby("split"):
+        seed = derive_seed(params.seed, "ablations", dataset, backbone, split)
+        draws[split] = scores.resample(part["edit_id"].nunique(), params.metrics.resamples, seed)
+    return sweeps.Cell(trace, params.method(method), draws, params.metrics.level)
+
+
+def main() -> None:
+    params = load()
+    scored = pd.read_csv("reports/scores.csv")
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+    summary: dict = {}
+    swept = [m.name for m in params.methods.values() if m.editor == "balancedit"]
+    for dataset, backbone, method in tqdm(list(product(params.datasets, params.backbones, swept)), desc="ablations"):
+        cell = open_cell(params, dataset, backbone, method)
+        at = {"dataset": dataset, "backbone": backbone, "method": method}
+        sweep = sweeps.alpha_sweep(cell)
+        for name, table in (
+            ("alpha", sweep),
+            ("strategies", sweeps.strategies(cell)),
+            ("anchors", sweeps.anchors(cell)),
+            ("spans", sweeps.spans(cell)),
+            ("roc", sweeps.areas(cell)),
+        ):
+            tables[name].append(table.assign(**at))
+        shown = sweep[(sweep["split"] == "test") & (sweep["distance"] == cell.method.radius.distance)]
+        points = [(method, alpha, part) for alpha, part in shown.groupby("alpha")]
+        here = scored[(scored["dataset"] == dataset) & (scored["backbone"] == backbone)]
+        points += [(name, None, part) for name, part in here.groupby("method", sort=False)]
+        tables["frontier"].append(sweeps.frontier(points).assign(dataset=dataset, backbone=backbone))
+        best = sweeps.best_alpha(sweep, cell.method.radius)
+        summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
+    for name, columns in COLUMNS.items():
+        write_csv(OUT / f"{name}.csv", pd.concat(tables[name])[["dataset", "backbone", "method", *columns]])
+    with write_atomically(OUT / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"[ablations] read {len(tables['alpha'])} traces -> {len(COLUMNS)} tables in {OUT}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,114 @@
+"""One table per question about the radius. Every function routes the same trace in another way and scores it (design §6)."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from stages.metrics import routing, scores
+from stages.params import DISTANCES, NEGATIVES, SPANS, Key, Method, Radius
+
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the samples' distances: where constant radii are tried
+TRADE_OFF = (*scores.GENERALITY, *scores.LOCALITY, "locality", "hm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method's trace, and how its scores are summarised on each split."""
+
+    trace: pd.DataFrame
+    method: Method
+    draws: dict[str, np.ndarray]  # split → [resamples, edits]
+    level: float
+
+    def scored(self, key: Key | None = None, radius: Radius | None = None) -> pd.DataFrame:
+        """split, protocol, metric, mean, low, high, n under another key or radius."""
+        method = replace(self.method, key=key or self.method.key, radius=radius or self.method.radius)
+        routed = routing.route(self.trace, routing.routed_on(self.trace, method))
+        tables = []
+        for split, draws in self.draws.items():
+            for protocol in scores.PROTOCOLS:
+                table = scores.per_edit(routed[routed["split"] == split], protocol)
+                wanted = [c for c in table.columns if c in TRADE_OFF]
+                tables.append(scores.summarise(table[wanted], draws, self.level).assign(split=split, protocol=protocol))
+        return pd.concat(tables)
+
+
+def alpha_sweep(cell: Cell) -> pd.DataFrame:
+    """α from 0 to 1 under `balanced`, for both distances, with the configured span."""
+    span = cell.method.key.span
+    return pd.concat(
+        cell.scored(radius=replace(cell.method.radius, strategy="balanced", alpha=alpha, distance=distance)).assign(
+            distance=distance, span=span, alpha=alpha
+        )
+        for distance in DISTANCES
+        for alpha in ALPHAS
+    )
+
+
+def strategies(cell: Cell) -> pd.DataFrame:
+    """balanced at the configured α, positive, negative, and constant radii at quantiles of the samples' distances."""
+    radius = cell.method.radius
+    found = routing.radii(cell.trace, cell.method.key, radius)
+    spread = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
+    tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]
+    tried += [(replace(radius, strategy="constant", epsilon=e), e) for e in map(float, spread) if e > 0]
+    return pd.concat(cell.scored(radius=r).assign(strategy=r.strategy, epsilon=e) for r, e in tried)
+
+
+def anchors(cell: Cell) -> pd.DataFrame:
+    """Each negative sample in turn, at the configured α."""
+    radius = cell.method.radius
+    return pd.concat(cell.scored(radius=replace(radius, negative=n)).assign(negative=n) for n in NEGATIVES)
+
+
+def spans(cell: Cell) -> pd.DataFrame:
+    """Each key span in turn, at the configured α; `teacher_forced` is the leak of the authors' released code."""
+    return pd.concat(cell.scored(key=Key(span)).assign(span=span) for span in SPANS)
+
+
+def areas(cell: Cell) -> pd.DataFrame:
+    """AUC of the distance: how well it tells generality probes from each locality kind, on test edits."""
+    trace = cell.trace[cell.trace["split"] == "test"]
+    reached = trace[trace["kind"].isin(scores.GENERALITY)]
+    rows = []
+    for distance, span in ((d, s) for d in DISTANCES for s in SPANS):
+        column = f"{distance}_{span}"
+        for kind in scores.LOCALITY:
+            other = trace[trace["kind"] == kind]
+            label = np.r_[np.ones(len(reached)), np.zeros(len(other))]
+            far = np.r_[reached[column], other[column]]
+            if len(other) and len(reached):
+                far = np.where(np.isnan(far), np.nanmax(far) + 1, far)  # a query without the span is never inside a radius
+                rows.append((distance, span, kind, roc_auc_score(label, -far), len(far)))
+    return pd.DataFrame(rows, columns=["distance", "span", "kind", "auc", "n"])
+
+
+def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.DataFrame:
+    """(method, α or None, scores) → generality (mean of text and image) against locality, per protocol, on test edits."""
+
+    def rows() -> Iterator[tuple]:
+        for method, alpha, table in points:
+            for protocol, part in table.groupby("protocol"):
+                mean = part.set_index("metric")["mean"]
+                generality = (mean["text_generality"] + mean["image_generality"]) / 2
+                yield method, alpha, protocol, generality, mean["locality"]
+
+    return pd.DataFrame(rows(), columns=["method", "alpha", "protocol", "generality", "locality"])
+
+
+def best_alpha(sweep: pd.DataFrame, radius: Radius) -> dict[str, float]:
+    """The α of the highest strict HM on dev edits, and the test edits' HM there and at the configured α (NaN without dev edits)."""
+    chosen = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == radius.distance)]
+    by = {split: part.set_index("alpha")["mean"] for split, part in chosen.groupby("split")}
+    best = float(by["dev"].idxmax()) if "dev" in by else float("nan")
+    nearest = float(min(ALPHAS, key=lambda a: abs(a - radius.alpha)))
+    return {
+        "best_alpha_on_dev": best,
+        "test_hm_at_best_alpha": round(float(by["test"].get(best, float("nan"))), 6),
+        "configured_alpha": radius.alpha,
+        "test_hm_at_nearest_swept_alpha": round(float(by["test"][nearest]), 6),
+    }

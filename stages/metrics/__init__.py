@@ -1,0 +1,1 @@
+"""Scores of every method in both protocols, by arithmetic on the traces."""

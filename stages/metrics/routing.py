@@ -1,0 +1,60 @@
+"""Which of an edit's two outcomes counts: radii and routing, by arithmetic on traces (Guo et al., section 4.2; design §2).
+
+A trace holds every query's distance to its edit's key and its outcome with the edit on and off. A radius turns that into one outcome, so that no
+strategy, α, distance or key span needs an edit to be made again.
+"""
+
+import numpy as np
+import pandas as pd
+
+from stages.params import Key, Method, Radius, UserError
+
+EDIT = ["seed", "edit_id"]
+
+
+def distance_column(key: Key, radius: Radius) -> str:
+    """The trace's column that holds the distances a radius is compared with."""
+    return f"{radius.distance}_{key.span}"
+
+
+def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
+    """Per (seed, edit): `d_plus`, `d_minus` and `epsilon`, in units of the chosen distance, and `inverted` where d⁺ > d⁻.
+
+    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative anchor. Balanced: ε = α·d⁺ + (1 − α)·d⁻.
+    """
+    column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
+    positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
+    found = pd.DataFrame(
+        {
+            "split": edits,
+            "d_plus": positive.groupby(EDIT)[column].mean(),
+            "d_minus": trace[trace["kind"] == f"sample_{radius.negative}"].groupby(EDIT)[column].mean(),
+        }
+    )
+    if found[["d_plus", "d_minus"]].isna().any(axis=None):
+        raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
+    alpha = {"balanced": radius.alpha, "positive": 1.0, "negative": 0.0}.get(radius.strategy)
+    found["epsilon"] = radius.epsilon if alpha is None else alpha * found["d_plus"] + (1 - alpha) * found["d_minus"]
+    found["inverted"] = found["d_plus"] > found["d_minus"]
+    return found.reset_index()
+
+
+def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
+    """[rows] bool: the edit answers this query. A query without the key's span (no picture, say) is never inside a radius."""
+    if method.router != "codebook":
+        return np.full(len(trace), method.router == "always")
+    epsilon = trace[EDIT].merge(radii(trace, method.key, method.radius), on=EDIT, how="left")["epsilon"]
+    return (trace[distance_column(method.key, method.radius)].to_numpy() <= epsilon.to_numpy())
+
+
+def route(trace: pd.DataFrame, on: np.ndarray) -> pd.DataFrame:
+    """The outcome rows of a trace with the routed result: `on`, `target`, `same`, `tf`, `top10` and `outcome` in words."""
+    outcomes = trace.assign(
+        on=on,
+        target=np.where(on, trace["target_on"], trace["target_off"]),
+        same=np.where(on, trace["same_on"], True),
+        tf=np.where(on, trace["tf_on"], trace["tf_off"]),
+        top10=np.where(on, trace["top10_on"], np.where(trace["top10_on"].isna(), np.nan, 1.0)),
+    )
+    outcomes["outcome"] = np.select([outcomes["target"], outcomes["same"]], ["target", "unchanged"], "other")
+    return outcomes[~outcomes["kind"].str.startswith("sample_")]

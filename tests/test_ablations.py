@@ -1,0 +1,89 @@
+"""Ablations agree with the metrics they are made of, on a small trace."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_metrics import METHOD, RADIUS, row
+
+from stages.ablations import sweeps
+from stages.metrics import routing, scores
+from stages.params import NEGATIVES, SPANS
+
+
+@pytest.fixture()
+def cell() -> sweeps.Cell:
+    """Four edits, two of them dev, whose probes lie at random distances."""
+    rng = np.random.default_rng(0)
+    kinds = ["edit", *["text_generality"] * 3, *["image_generality"] * 3, *["near_image"] * 3, *["far_image"] * 3, "text_only"]
+    kinds += ["sample_positive", *(f"sample_{n}" for n in NEGATIVES)]
+    rows = []
+    for edit, split in zip("abcd", ("test", "test", "dev", "dev"), strict=True):
+        for i, kind in enumerate(kinds):
+            distance = 0.0 if kind == "edit" else float(rng.uniform(1, 4) + 3 * (kind in scores.LOCALITY))
+            spans = {f"{d}_{s}": distance * (1 + j / 10) for j, s in enumerate(SPANS) for d in ("euclidean", "cosine")}
+            if kind == "text_only":
+                spans |= {"euclidean_image": np.nan, "cosine_image": np.nan}
+            rows.append(row(edit, i, kind, distance, split=split) | spans)
+    draws = {split: scores.resample(2, 20, 0) for split in ("dev", "test")}
+    return sweeps.Cell(pd.DataFrame(rows), METHOD, draws, 0.95)
+
+
+def at(table: pd.DataFrame, **where: object) -> float:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table["mean"].iloc[0]
+
+
+WHERE = {"split": "test", "protocol": "strict", "metric": "locality"}
+
+
+def test_the_sweep_agrees_with_the_configured_radius(cell: sweeps.Cell) -> None:
+    sweep = sweeps.alpha_sweep(cell)
+    assert at(sweep, alpha=RADIUS.alpha, distance="euclidean", **WHERE) == at(cell.scored(), **WHERE)
+    assert sorted(sweep["alpha"].unique()) == list(sweeps.ALPHAS) and set(sweep["split"]) == {"dev", "test"}
+
+
+def test_strategies_are_the_ends_of_the_sweep(cell: sweeps.Cell) -> None:
+    sweep, table = sweeps.alpha_sweep(cell), sweeps.strategies(cell)
+    for strategy, alpha in (("positive", 1.0), ("negative", 0.0), ("balanced", RADIUS.alpha)):
+        assert at(table, strategy=strategy, **WHERE) == at(sweep, alpha=alpha, distance="euclidean", **WHERE)
+    constant = table[(table["strategy"] == "constant") & (table["metric"] == "text_generality")]
+    constant = constant[(constant["split"] == "test") & (constant["protocol"] == "strict")].sort_values("epsilon")
+    assert constant["mean"].is_monotonic_increasing
+
+
+def test_every_anchor_and_span_is_tried(cell: sweeps.Cell) -> None:
+    assert set(sweeps.anchors(cell)["negative"]) == set(NEGATIVES)
+    assert set(sweeps.spans(cell)["span"]) == set(SPANS)
+    assert at(sweeps.anchors(cell), negative="black", **WHERE) == at(cell.scored(), **WHERE)
+
+
+def test_areas_by_hand(cell: sweeps.Cell) -> None:
+    table = sweeps.areas(cell).set_index(["distance", "span", "kind"])["auc"]
+    assert table["euclidean", "prompt", "near_image"] > 0.5
+    assert table["euclidean", "image", "text_only"] == 1.0  # a query without the span is outside every radius
+    test = cell.trace[cell.trace["split"] == "test"]
+    reached = test[test["kind"].isin(scores.GENERALITY)]["euclidean_prompt"].to_numpy()
+    near = test[test["kind"] == "near_image"]["euclidean_prompt"].to_numpy()
+    assert table["euclidean", "prompt", "near_image"] == pytest.approx((reached[:, None] < near[None]).mean())
+
+
+def test_best_alpha_is_chosen_on_dev(cell: sweeps.Cell) -> None:
+    sweep = sweeps.alpha_sweep(cell)
+    best = sweeps.best_alpha(sweep, RADIUS)
+    hm = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == "euclidean")]
+    dev = hm[hm["split"] == "dev"]
+    assert dev.loc[dev["alpha"] == best["best_alpha_on_dev"], "mean"].iloc[0] == dev["mean"].max()
+    assert best["test_hm_at_best_alpha"] == pytest.approx(
+        at(hm, split="test", alpha=best["best_alpha_on_dev"]), abs=1e-6
+    )
+
+
+def test_a_methods_own_point_is_its_score(cell: sweeps.Cell) -> None:
+    routed = routing.route(cell.trace, routing.routed_on(cell.trace, METHOD))
+    summary = scores.summarise(scores.per_edit(routed, "strict"), scores.resample(4, 5, 0), 0.95).assign(protocol="strict")
+    point = sweeps.frontier([("m", None, summary)]).iloc[0]
+    mean = summary.set_index("metric")["mean"]
+    assert point["generality"] == (mean["text_generality"] + mean["image_generality"]) / 2
+    assert point["locality"] == mean["locality"]

@@ -1,0 +1,150 @@
+"""Radii, routing and scores: cases small enough to compute by hand, and properties that must hold for any trace."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.metrics import routing, scores
+from stages.params import Key, Method, Radius, UserError
+
+RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
+KEY = Key("prompt")
+METHOD = Method(name="m", key=KEY, radius=RADIUS, editor="balancedit", router="codebook")
+NAN = float("nan")
+
+
+def row(edit: str, probe: int, kind: str, distance: float, *, target=(False, True), same: bool = False, **more) -> dict:
+    base = {
+        "seed": 0, "split": "test", "edit_id": edit, "probe": probe, "kind": kind, "euclidean_prompt": distance,
+        "cosine_prompt": distance / 100, "target_off": target[0], "target_on": target[1], "same_on": same,
+        "tf_off": 0.0 if kind in scores.REACHED else 1.0, "tf_on": 1.0 if kind in scores.REACHED else 0.5,
+        "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True,
+    }  # fmt: skip
+    return base | more
+
+
+@pytest.fixture()
+def trace() -> pd.DataFrame:
+    """Edit a: d+ = 2, d- = 10, so that α = .25 gives ε = 8; edit b: d+ = 6, d- = 4 (inverted), ε = 4.5."""
+    return pd.DataFrame(
+        [
+            row("a", 0, "edit", 0.0),
+            row("a", 1, "text_generality", 3.0), row("a", 2, "text_generality", 9.0),
+            row("a", 3, "image_generality", 8.0), row("a", 4, "image_generality", 7.0, target=(False, False)),
+            row("a", 5, "near_image", 7.0), row("a", 6, "near_image", 7.5, same=True), row("a", 7, "far_image", 20.0),
+            row("a", 8, "text_only", NAN), row("a", 9, "hop1", 5.0, target=(False, False)),
+            row("a", 10, "sample_positive", 2.0), row("a", 11, "sample_positive", 4.0), row("a", 12, "sample_black", 10.0),
+            row("b", 0, "edit", 0.0), row("b", 1, "text_generality", 4.0), row("b", 2, "image_generality", 5.0),
+            row("b", 3, "near_image", 4.4, correct_off=False), row("b", 4, "far_image", 4.6), row("b", 5, "text_only", 3.0),
+            row("b", 6, "sample_positive", 6.0), row("b", 7, "sample_positive", 8.0), row("b", 8, "sample_black", 4.0),
+        ]
+    )  # fmt: skip
+
+
+def test_radii_by_hand(trace: pd.DataFrame) -> None:
+    found = routing.radii(trace, KEY, RADIUS).set_index("edit_id")
+    assert found["epsilon"].to_dict() == {"a": 8.0, "b": 4.5}
+    assert found["inverted"].to_dict() == {"a": False, "b": True}
+    two = routing.radii(trace, KEY, replace(RADIUS, positives=2)).set_index("edit_id")
+    assert two["d_plus"].to_dict() == {"a": 3.0, "b": 7.0}
+    cosine = routing.radii(trace, KEY, replace(RADIUS, distance="cosine")).set_index("edit_id")
+    assert cosine["epsilon"].to_dict() == pytest.approx({"a": 0.08, "b": 0.045})
+    assert (routing.radii(trace, KEY, replace(RADIUS, strategy="constant", epsilon=3.0))["epsilon"] == 3.0).all()
+
+
+def test_an_anchor_that_has_no_distance_is_named(trace: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match="key.span: 'image'"):
+        routing.radii(trace.assign(euclidean_image=NAN), Key("image"), RADIUS)
+
+
+def test_routing_by_hand(trace: pd.DataFrame) -> None:
+    on = trace["probe"][routing.routed_on(trace, METHOD)]
+    assert on[trace["edit_id"] == "a"].tolist() == [0, 1, 3, 4, 5, 6, 9, 10, 11]
+    assert on[trace["edit_id"] == "b"].tolist() == [0, 1, 3, 5, 8]
+    assert not routing.routed_on(trace, replace(METHOD, router="never")).any()
+    assert routing.routed_on(trace, replace(METHOD, router="always")).all()
+
+
+def test_scores_by_hand(trace: pd.DataFrame) -> None:
+    routed = routing.route(trace, routing.routed_on(trace, METHOD))
+    table = scores.per_edit(routed, "strict")
+    assert table["reliability"].tolist() == [1, 1]
+    assert table["text_generality"].tolist() == [0.5, 1.0]
+    assert table["image_generality"].tolist() == [0.5, 0.0]
+    assert table["near_image"].tolist() == [0.5, 0.0]
+    assert table["far_image"].tolist() == [1.0, 1.0]
+    assert table["text_only"].tolist() == [1.0, 0.0]
+    assert table["image_locality"].tolist() == [0.75, 0.5]
+    assert table["locality"].tolist() == pytest.approx([2.5 / 3, 1 / 3])
+    assert table["hop1"].tolist()[0] == 0 and np.isnan(table["hop1"].iloc[1])
+    assert table["near_image_unedited_right"].iloc[0] == 0.5 and np.isnan(table["near_image_unedited_right"].iloc[1])
+    forced = scores.per_edit(routed, "teacher_forced")
+    assert forced["near_image"].tolist() == [0.5, 0.5]
+    assert forced["locality_top10"].tolist() == pytest.approx([(0.8 + 1 + 1) / 3, (0.8 + 1 + 0.8) / 3])
+    summary = scores.summarise(table, scores.resample(2, 50, 0), 0.95).set_index("metric")
+    assert summary.loc["text_generality", "mean"] == 0.75 and summary.loc["hop1", "n"] == 1
+    parts = np.array([0.75, 0.25, (2.5 / 3 + 1 / 3) / 2])
+    assert summary.loc["hm", "mean"] == pytest.approx(3 / (1 / parts).sum())
+
+
+def test_seeds_are_averaged_within_an_edit(trace: pd.DataFrame) -> None:
+    other = trace.assign(seed=1, target_on=False)
+    both = pd.concat([trace, other])
+    routed = routing.route(both, routing.routed_on(both, METHOD))
+    assert scores.per_edit(routed, "strict")["reliability"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("protocol", scores.PROTOCOLS)
+def test_the_unedited_model_is_perfectly_local(trace: pd.DataFrame, protocol: str) -> None:
+    routed = routing.route(trace, routing.routed_on(trace, replace(METHOD, router="never")))
+    table = scores.per_edit(routed, protocol)
+    assert (table["locality"] == 1).all() and (table["reliability"] == 0).all()
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
+def test_the_harmonic_mean_lies_between_its_parts(parts: list[float]) -> None:
+    mean = scores.harmonic_mean(np.array(parts))
+    assert min(parts) - 1e-12 <= mean <= max(parts) + 1e-12
+
+
+def test_the_harmonic_mean_of_a_zero_is_zero() -> None:
+    assert scores.harmonic_mean(np.array([1.0, 0.0, 1.0])) == 0
+
+
+@st.composite
+def traces(draw) -> pd.DataFrame:
+    """Any trace of two edits with two positive samples, a black anchor and a few probes."""
+    distance = st.floats(0, 100, allow_nan=False)
+    rows = []
+    for edit in "ab":
+        kinds = ["text_generality", "image_generality", "near_image", "text_only"]
+        kinds += ["sample_positive", "sample_positive", "sample_black"]
+        rows += [row(edit, i, kind, draw(distance), same=draw(st.booleans())) for i, kind in enumerate(kinds)]
+    return pd.DataFrame(rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(traces(), st.floats(0, 1), st.floats(0, 1))
+def test_properties_of_the_radius(trace: pd.DataFrame, alpha: float, other: float) -> None:
+    def on(**change) -> np.ndarray:
+        return routing.routed_on(trace, replace(METHOD, radius=replace(RADIUS, **change)))
+
+    assert (on(alpha=1.0) == on(strategy="positive")).all()
+    assert (on(alpha=0.0) == on(strategy="negative")).all()
+    small, large = sorted((1 + 50 * alpha, 1 + 50 * other))
+    assert (on(strategy="constant", epsilon=small) <= on(strategy="constant", epsilon=large)).all()
+    found = routing.radii(trace, KEY, replace(RADIUS, alpha=alpha))
+    assert (found["epsilon"] >= found[["d_plus", "d_minus"]].min(axis=1) - 1e-9).all()
+    assert (found["epsilon"] <= found[["d_plus", "d_minus"]].max(axis=1) + 1e-9).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=30), st.integers(0, 2**32 - 1))
+def test_the_interval_holds_the_mean(values: list[float], seed: int) -> None:
+    table = pd.DataFrame({name: values for name in scores.BALANCE})
+    summary = scores.summarise(table, scores.resample(len(values), 400, seed), 0.999)
+    assert ((summary["low"] <= summary["mean"] + 1e-9) & (summary["mean"] <= summary["high"] + 1e-9)).all()

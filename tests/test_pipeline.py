@@ -1,0 +1,124 @@
+"""The graph and the code say the same: imports, dependencies, parameters, notebooks; and the whole chain runs on a tiny configuration."""
+
+import ast
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+ORDER = ("assets", "backbone", "okedit", "samples", "editing", "metrics", "ablations", "report")
+GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file, of every module under stages/."""
+    found = {}
+    for path in sorted((ROOT / "stages").rglob("*.py")):
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> set[str]:
+    """The stages.* modules that a file imports, wherever in the file it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name in MODULES}
+
+
+def has_code(path: Path) -> bool:
+    """False for a package file that holds a docstring alone."""
+    return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
+
+
+def closure(start: str) -> set[Path]:
+    """Every file with code that running `python -m <start>` may import."""
+    seen, waiting = set(), [start]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        waiting += imports(MODULES[name])
+    return {MODULES[name] for name in seen if has_code(MODULES[name])}
+
+
+def commands(stage: dict) -> str:
+    return stage["cmd"] if isinstance(stage["cmd"], str) else " ".join(stage["cmd"])
+
+
+@pytest.mark.parametrize("name", sorted(GRAPH))
+def test_a_stage_depends_on_every_module_it_imports(name: str) -> None:
+    module = re.search(r"-m (stages\.\w+)", commands(GRAPH[name])).group(1)
+    deps = [ROOT / dep for dep in GRAPH[name]["deps"] if dep.startswith("stages/")]
+    for path in closure(f"{module}.__main__"):
+        assert any(path == dep or dep in path.parents for dep in deps), f"{name}: {path.relative_to(ROOT)} is not in deps"
+
+
+def test_imports_run_only_upstream() -> None:
+    for name, path in MODULES.items():
+        own = name.split(".")[1] if "." in name else ""
+        if own not in ORDER:
+            continue
+        for target in imports(path) - {"stages"}:
+            folder = target.split(".")[1]
+            assert folder == "params" or ORDER.index(folder) <= ORDER.index(own), f"{name} imports {target}"
+
+
+def test_the_params_module_imports_no_stage() -> None:
+    assert imports(MODULES["stages.params"]) == set()
+
+
+def test_every_params_key_is_documented() -> None:
+    """Each leaf of params.yaml has a comment right above it or, for a method's entries, in the list above `methods:`."""
+    lines = (ROOT / "params.yaml").read_text().splitlines()
+    methods = next(i for i, line in enumerate(lines) if line.startswith("methods:"))
+    listed = {m.group(1) for line in lines[:methods] if (m := re.match(r"#\s+(\w+):", line))}
+    after = next(i for i, line in enumerate(lines) if line.startswith("seeds:"))
+    for i, line in enumerate(lines):
+        if not (m := re.match(r"\s*([\w-]+):\s*(\S.*)?$", line)):
+            continue
+        if methods < i < after - 2:
+            documented = m.group(1) in listed | {"span", "strategy", "epsilon", "key", "radius"} or "#" in lines[i - 1]
+        else:
+            documented = lines[i - 1].lstrip().startswith("#") or line.startswith("  s")
+        assert documented, f"params.yaml line {i + 1}: {line.strip()!r} has no comment"
+
+
+def test_every_stage_parameter_exists() -> None:
+    """A parameter that a stage tracks is a key of params.yaml for every cell of its matrix."""
+    for name, stage in GRAPH.items():
+        axes = {axis: PARAMS[source[2:-1]] for axis, source in stage.get("matrix", {}).items() if isinstance(source, str)}
+        for cell in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, cell, strict=True))
+            for key in stage.get("params", []):
+                at = PARAMS
+                for part in re.sub(r"\$\{item\.(\w+)\}", lambda m: chosen[m.group(1)], key).split("."):  # noqa: B023
+                    assert part in at, f"{name}: {key} is not in params.yaml"
+                    at = at[part]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+def test_notebooks_are_clean_and_thin(path: Path) -> None:
+    book = json.loads(path.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+    assert all(len("".join(cell["source"]).splitlines()) <= 12 for cell in code), f"{path.name}: a cell is not thin"
+
+
+def test_files_stay_readable() -> None:
+    for path in MODULES.values():
+        assert len(path.read_text().splitlines()) <= 350, f"{path.relative_to(ROOT)} is too long to read in one go"
