@@ -129,7 +129,7 @@ def build(root: Path) -> None:
         for t in names.TASKS
         for v, s in zip(names.VENDORS, ["seen", "held-out", *["seen"] * 4, "held-out"], strict=True)
     ]
-    write(root / "reports/backbones.csv", backbones)
+    write(root / "reports/backbones/llava-smollm2.csv", backbones)
     edits = [edit_row(i) for i in range(6)]
     write(root / "data/okedit/okedit/edits.parquet", edits)
     images = [

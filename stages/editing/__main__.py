@@ -42,7 +42,9 @@ def main() -> None:
 
     digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
     seeds = sorted(params.seeds.values())
-    made_from = json.dumps([code_digest(), backbone.fingerprint, asdict(method), rows, samples, digests, seeds], default=str)
+    hyper = {k: v for k, v in asdict(method).items() if k not in ("key", "radius", "router")}  # routing comes after tracing
+    code = code_digest("editor", method.editor)
+    made_from = json.dumps([code, backbone.fingerprint, hyper, rows, samples, digests, seeds])
     with Partial(Path("data/.partial") / cell, made_from) as partial:
         for seed in seeds:
             for row in tqdm(rows, desc=f"{cell}, seed {seed}"):
@@ -55,8 +57,8 @@ def main() -> None:
                     raise UserError(f"{row['edit_id']}: image {missing[0]!r} is missing from the image tables")
                 backbone.add_pictures({i: decode(i, images[i]) for i in sorted(shown - backbone.pictures)})
                 states = cached_trunk(backbone, row, probes, digests, CACHE)
-                hyper = asdict(method) | {"seed": derive_seed(seed, "edit", row["edit_id"])}
-                edit = editor(backbone, request_of(states), hyper)
+                seeded = hyper | {"seed": derive_seed(seed, "edit", row["edit_id"])}
+                edit = editor(backbone, request_of(states), seeded)
                 partial[name] = [{"seed": seed} | r for r in trace_edit(backbone, row, probes, states, edit)]
         traced = [r for seed in seeds for row in rows for r in partial[f"{seed}-{row['edit_id']}"]]
         if fingerprint(backbone) != weights:

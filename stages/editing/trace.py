@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from stages.backbone import vlm
 from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
@@ -151,11 +152,12 @@ def cached_trunk(
     return states
 
 
-def code_digest() -> str:
-    """A digest of the modules that decide what the trunk and an edit compute: stale records are never reused."""
-    folder = Path(__file__).parent
-    sources = sorted([*folder.glob("*.py"), *(folder.parent / "backbone").glob("*.py")])
-    return hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in sources)).hexdigest()
+def code_digest(*more: str) -> str:
+    """A digest of the modules that decide what the trunk says, and of `more` modules of this folder: stale records are never reused."""
+    editing, backbone = Path(__file__).parent, Path(vlm.__file__).parent
+    sources = [editing / "trace.py", *(editing / f"{name}.py" for name in more)]
+    sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "families").glob("*.py"))]
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
 def request_of(states: States) -> Request:

@@ -1,0 +1,137 @@
+"""Names and order of methods, metrics, kinds and vendors in every figure and table; what each report makes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from stages.params import UserError
+
+METHODS = {
+    "base": "Unedited", "ft": "FT", "ike": "IKE", "mend": "MEND", "serac": "SERAC", "grace": "GRACE",
+    "balancedit": "BalancEdit",
+}  # fmt: skip
+MAIN = {
+    "reliability": "Rel.", "text_generality": "T-Gen", "image_generality": "I-Gen", "text_locality": "T-Loc",
+    "image_locality": "I-Loc", "locality": "Loc", "hm": "HM",
+}  # fmt: skip
+TRADE_OFF = {"text_generality": "T-Gen", "image_generality": "I-Gen", "locality": "Loc", "hm": "HM"}
+REACHED = {
+    "edit": "Edit", "text_generality": "Rephrased question", "image_generality": "Other picture",
+    "joint_generality": "Both changed",
+}  # fmt: skip
+HOPS = {"hop1": "One hop", "hop2": "Two hops"}
+LOCALITY = {
+    "near_image": "Near picture", "far_image": "Far picture", "other_question": "Other question",
+    "unrelated": "Unrelated", "text_only": "Text only", "no_image": "No picture",
+}  # fmt: skip
+KINDS = REACHED | HOPS | LOCALITY | {"black_image": "Black picture"}
+PROTOCOLS = {"strict": "strict", "teacher_forced": "teacher-forced"}
+STRATEGIES = {"balanced": "balanced", "positive": "positive", "negative": "negative", "constant": "constant"}
+NEGATIVES = {
+    "black": "black", "white": "white", "noise": "noise", "random": "random picture",
+    "nearest": "nearest picture", "other_question": "other question",
+}  # fmt: skip
+SPANS = {
+    "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
+    "teacher_forced": "with the answer (leak)",
+}  # fmt: skip
+SPLITS = {"train": "train", "dev": "dev", "test": "test"}
+TASKS = {"naming": "Naming", "facts": "Facts"}
+VENDORS = {
+    "Goog": "Google", "Twtr": "Twitter", "Appl": "Apple", "FB": "Facebook", "Sams": "Samsung",
+    "Joy": "JoyPixels", "Wind": "Windows",
+}  # fmt: skip
+# The only vendors whose art may be shown: their licences allow it.
+SHOWN_VENDORS = ("Goog", "Twtr")
+CREDIT = (
+    "Pictures: Noto Emoji, © Google, Apache-2.0 / SIL OFL 1.1; Twemoji, © Twitter, Inc. and other "
+    "contributors, CC-BY 4.0. "
+    "Some are shown scaled, rotated and on another background. Pictures by other vendors are used but not "
+    "shown."
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A notebook and the figures and tables that it saves under reports/."""
+
+    title: str
+    about: str
+    figures: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+REPORTS = {
+    "backbone": Report(
+        "Backbones", "What the unedited models recognise and know, for each vendor's drawings.",
+        ("backbone_accuracy",), ("backbone_accuracy",),
+    ),
+    "okedit": Report(
+        "OKEDIT", "The edits and their probes: how many of which kind, and examples.",
+        ("okedit_relations",), ("okedit_relations", "okedit_probes"),
+    ),
+    "edits": Report(
+        "Edits", "Edits before and after: what the model answers to each kind of probe.",
+        ("edits_outcomes",), ("edits_outcomes",),
+    ),
+    "metrics": Report(
+        "Results",
+        "The main tables in both protocols, the scores of every method, and distances against the radius.",
+        ("scores_strict", "scores_teacher_forced", "distances"),
+        ("main_strict", "main_teacher_forced", "probes_strict", "probes_teacher_forced",
+         "conditional", "radii"),
+    ),
+    "ablations": Report(
+        "Ablations",
+        "The radius: its weight α, strategies, anchors and spans, and how generality trades for locality.",
+        ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc"),
+    ),
+}  # fmt: skip
+HEADLINE_FIGURE = "frontier"
+
+
+def ordered(names: Mapping[str, str], values: Iterable[str]) -> list[str]:
+    """The distinct values: those with a name in the order of `names`, then the others sorted."""
+    found = set(values)
+    return [v for v in names if v in found] + sorted(found - set(names))
+
+
+def select(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Rows with the wanted values; a column that the table does not have restricts nothing."""
+    for column, value in wanted.items():
+        if column in table.columns:
+            table = table[table[column] == value]
+    return table
+
+
+def need(table: pd.DataFrame, *wanted: object) -> pd.DataFrame:
+    """The table itself; UserError names what was wanted when it is empty, rather than an empty figure."""
+    if table.empty:
+        raise UserError(f"nothing to show for {', '.join(map(str, wanted))}: the results have no such rows")
+    return table
+
+
+def cells(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """(dataset, backbone) and its rows, sorted."""
+    return sorted(table.groupby(["dataset", "backbone"], sort=True), key=lambda group: group[0])
+
+
+def count(values: Iterable[float]) -> str:
+    """`n = 60`, or `n = 57–60` where counts differ."""
+    found = sorted({int(v) for v in values if v == v})
+    if not found:
+        return "n = 0"
+    return f"n = {found[0]}" if len(found) == 1 else f"n = {found[0]}–{found[-1]}"
+
+
+def percent(level: float) -> str:
+    """0.95 → `95 %`."""
+    return f"{100 * level:g} %"
+
+
+def where(table: pd.DataFrame) -> str:
+    """Which dataset and backbone a table is about, for captions; several are listed."""
+    datasets, backbones = (", ".join(sorted(set(table[c]))) for c in ("dataset", "backbone"))
+    return f"{datasets} with {backbones}"

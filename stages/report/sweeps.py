@@ -1,0 +1,143 @@
+"""Figures of the ablations: the weight α, the generality-locality frontier, and variants of the radius."""
+
+import matplotlib
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from stages.report import names, tables
+from stages.report.canvas import (
+    COLOURS,
+    COLUMN,
+    MARKERS,
+    PAGE,
+    STYLE,
+    Drawing,
+    bars,
+    legend,
+    panels,
+    styles,
+)
+from stages.report.names import cells, count, need, ordered, percent, select, where
+
+DASHES = ("-", "--", "-.", ":")
+
+
+def alpha(table: pd.DataFrame, method: str, protocol: str, span: str, level: float) -> Drawing:
+    """The trade-off against α on the test edits: a row a dataset and backbone, a column a distance."""
+    table = select(table, method=method, protocol=protocol, split="test", span=span)
+    table = need(table[table["metric"].isin(names.TRADE_OFF)], method, protocol, span)
+    distances, metrics = (
+        sorted(set(table["distance"]), reverse=True),
+        ordered(names.TRADE_OFF, table["metric"]),
+    )
+    with matplotlib.rc_context(STYLE):
+        found = cells(table)
+        figure, axes = panels(len(found), max(len(distances), 1), PAGE, 2.0, sharex=True, sharey=True)
+        handles = []
+        for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
+            for ax, distance in zip(row, distances, strict=False):
+                handles = []
+                for i, metric in enumerate(metrics):
+                    line = select(block, distance=distance, metric=metric).sort_values("alpha")
+                    look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "markevery": 2}
+                    handles += ax.plot(line["alpha"], 100 * line["mean"], **look)
+                    band = {"color": COLOURS[i], "alpha": 0.15, "linewidth": 0}
+                    ax.fill_between(line["alpha"], 100 * line["low"], 100 * line["high"], **band)
+                ax.set_title(f"{dataset}, {backbone}: {distance}", loc="left")
+                ax.set_ylim(0, 105)
+                ax.tick_params(labelbottom=True)
+            row[0].set_ylabel("score (%)")
+        for ax in axes[-1]:
+            ax.set_xlabel("α  (0: ε = d⁻, 1: ε = d⁺)")
+        legend(figure, handles, [names.TRADE_OFF[m] for m in metrics])
+    caption = (
+        f"{names.METHODS.get(method, method)} against α, {names.PROTOCOLS[protocol]} protocol, span {span} "
+        f"({where(table)}). Lines: mean over edits; bands: {percent(level)} paired bootstrap interval over "
+        "edits; "
+        f"{count(table['n'])} test edits."
+    )
+    return Drawing(figure, caption)
+
+
+def frontier(table: pd.DataFrame, edits: pd.Series) -> Drawing:
+    """Generality against locality: a curve over α, a point a method; a column a protocol.
+
+    `edits` holds the numbers of edits behind the points, for the caption.
+    """
+    protocols = ordered(names.PROTOCOLS, table["protocol"])
+    methods = ordered(names.METHODS, table["method"])
+    look = styles(methods)
+    with matplotlib.rc_context(STYLE):
+        found = cells(table)
+        figure, axes = panels(len(found), max(len(protocols), 1), PAGE, 2.5, sharex=True, sharey=True)
+        for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
+            for ax, protocol in zip(row, protocols, strict=False):
+                _frontier_panel(ax, select(block, protocol=protocol), look)
+                ax.set_title(f"{dataset}, {backbone}: {names.PROTOCOLS.get(protocol, protocol)}", loc="left")
+            row[0].set_ylabel("generality (%)")
+        for ax in axes[-1]:
+            ax.set_xlabel("locality (%)")
+        handles = [_point(look[m]) for m in methods]
+        legend(figure, handles, [names.METHODS.get(m, m) for m in methods])
+    caption = (
+        f"Generality against locality ({where(table)}). Markers: methods as configured; lines: the same "
+        "edits under "
+        f"every α from 0 to 1. Means over edits, {count(edits)}; intervals are in the main tables."
+    )
+    return Drawing(figure, caption)
+
+
+def _point(index: int) -> Line2D:
+    look = {"marker": MARKERS[index % 8], "markerfacecolor": COLOURS[index % 8], "markeredgecolor": "black"}
+    return Line2D([], [], linestyle="", markeredgewidth=0.5, markersize=6, **look)
+
+
+def _frontier_panel(ax: matplotlib.axes.Axes, block: pd.DataFrame, look: dict[str, int]) -> None:
+    for method in ordered(names.METHODS, block["method"]):
+        own = block[block["method"] == method]
+        colour, marker = COLOURS[look[method] % 8], MARKERS[look[method] % 8]
+        curve, point = own[own["alpha"].notna()].sort_values("alpha"), own[own["alpha"].isna()]
+        ax.plot(100 * curve["locality"], 100 * curve["generality"], color=colour, marker=".", markersize=3)
+        for _, end in curve[curve["alpha"].isin([curve["alpha"].min(), curve["alpha"].max()])].iterrows():
+            at = (100 * end["locality"], 100 * end["generality"])
+            ax.annotate(f"α = {end['alpha']:g}", at, xytext=(4, 3), textcoords="offset points", fontsize=6)
+        shown = {
+            "marker": marker,
+            "s": 36,
+            "color": colour,
+            "edgecolors": "black",
+            "linewidths": 0.5,
+            "zorder": 3,
+        }
+        ax.scatter(100 * point["locality"], 100 * point["generality"], clip_on=False, **shown)
+    ax.set(xlim=(0, 102), ylim=(0, 102))
+    ax.grid(color="0.92", linewidth=0.5)
+    ax.set_axisbelow(True)
+
+
+def variants(
+    table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str
+) -> Drawing:
+    """The trade-off under each variant of the radius (strategy, negative anchor or span)."""
+    table = select(table, protocol=protocol, **wanted)
+    table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())
+    table = table.assign(variant=tables.variant_labels(table, column, labels))
+    groups = {v: v.replace(" ", "\n", 1) for v in tables.variants_in_order(table, column, labels)}
+    metrics = {m: names.TRADE_OFF[m] for m in ordered(names.TRADE_OFF, table["metric"])}
+    with matplotlib.rc_context(STYLE):
+        found = cells(table)
+        figure, axes = panels(len(found), 1, PAGE if len(groups) > 4 else COLUMN, 1.7, sharex=True)
+        handles = []
+        for ax, ((dataset, backbone), block) in zip(axes[:, 0], found, strict=False):
+            handles = bars(ax, block, groups, "variant", metrics, "metric", {m: i for i, m in enumerate(metrics)})
+            ax.set_title(f"{dataset}, {backbone}", loc="left")
+            ax.set_ylabel("score (%)")
+        legend(figure, handles, list(metrics.values()))
+    fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
+    caption = (
+        f"The trade-off by {column}, {names.PROTOCOLS[protocol]} protocol ({where(table)}; {fixed}). Bars: "
+        "mean "
+        f"over edits; whiskers: {percent(level)} paired bootstrap interval over edits; {count(table['n'])} "
+        "edits."
+    )
+    return Drawing(figure, caption)

@@ -1,0 +1,254 @@
+"""Tables of the reports: read tidy results, arrange them, write them as Markdown and as LaTeX (booktabs)."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+
+from stages.params import UserError, write_atomically
+from stages.report import html, names
+from stages.report.markup import Cell, Table
+from stages.report.names import cells, count, need, ordered, percent, select, where
+
+FOLDER = Path("reports/tables")
+OUTCOMES = ["target", "unchanged", "other"]
+
+
+def save(table: Table, name: str) -> HTML:
+    """Write reports/tables/<name>.md and .tex; return the table as the page shows it."""
+    for ending, text in (("md", table.markdown()), ("tex", table.latex(name))):
+        with write_atomically(FOLDER / f"{name}.{ending}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return HTML(html.table(table.header, table.rows, table.caption, table.labels))
+
+
+def read(*paths: str) -> pd.DataFrame:
+    """One tidy table from .csv or .parquet files, in the given order; UserError names a missing file."""
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"{path}: missing; run the stage that writes it first")
+    parts = [pd.read_parquet(p) if str(p).endswith(".parquet") else pd.read_csv(p) for p in paths]
+    return pd.concat(parts, ignore_index=True)
+
+
+def score(row: pd.Series, best: bool = False) -> Cell:
+    """A mean in per cent with its interval, from a row with mean, low and high in [0, 1]."""
+    if math.isnan(row["mean"]):
+        return Cell("–")
+    known = not (math.isnan(row["low"]) or math.isnan(row["high"]))
+    interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if known else ""
+    return Cell(f"{100 * row['mean']:.1f}", interval, best)
+
+
+def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption: str, level: float) -> Table:
+    """One row a dataset, backbone and method, one column a metric; the best edited model is bold."""
+    table = select(table, protocol=protocol)
+    table = need(table[table["metric"].isin(metrics)], protocol, *metrics)
+    shown = ordered(metrics, table["metric"])
+    rows = []
+    for place, block in cells(table):
+        edited = block[block["method"] != "base"].groupby("metric")["mean"].max()
+        for method in ordered(names.METHODS, block["method"]):
+            found = block[block["method"] == method].set_index("metric")
+            entries = [_entry(found, m, method != "base", edited) for m in shown]
+            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), *entries])
+    caption += (
+        f" ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per cent and "
+        f"{percent(level)} "
+        f"paired bootstrap interval over edits, {count(table['n'])} edits. Bold: best edited model."
+    )
+    return Table(["Dataset", "Backbone", "Method", *(metrics[m] for m in shown)], rows, caption, labels=3)
+
+
+def _entry(found: pd.DataFrame, metric: str, edited: bool, best: pd.Series) -> Cell:
+    if metric not in found.index:
+        return Cell("–")
+    row = found.loc[metric]
+    return score(row, edited and round(100 * row["mean"], 1) == round(100 * best[metric], 1))
+
+
+def main(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """The study's main table: reliability, generality, locality, HM."""
+    return scores(table, protocol, names.MAIN, "Main results", level)
+
+
+def probes(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """Every probe kind on its own, and the hops."""
+    in_main = ("edit", "text_generality", "image_generality")
+    metrics = {kind: name for kind, name in names.KINDS.items() if kind not in in_main}
+    return scores(table, protocol, metrics, "Scores by probe kind", level)
+
+
+def conditional(table: pd.DataFrame, level: float) -> Table:
+    """Generality where the unedited model did not give the target, locality where it was right."""
+    metrics = {f"{k}_unedited_wrong": v for k, v in names.REACHED.items() if k != "edit"}
+    metrics |= {f"{k}_unedited_right": v for k, v in names.LOCALITY.items()}
+    about = "Generality on probes not already answered with the target, locality on probes already right"
+    return scores(table, "strict", metrics, about, level)
+
+
+def outcomes(table: pd.DataFrame) -> Table:
+    """Share of each outcome by probe kind, a column a method."""
+    shares = outcome_shares(table)
+    methods = ordered(names.METHODS, shares["method"])
+    rows = []
+    for place, block in cells(shares):
+        found = block.set_index(["kind", "method"])
+        for kind in ordered(names.KINDS, block["kind"]):
+            parts = [found.loc[(kind, m)] if (kind, m) in found.index else None for m in methods]
+            entries = [Cell("–" if p is None else _split(p)) for p in parts]
+            rows.append([*map(Cell, [*place, names.KINDS.get(kind, kind)]), *entries])
+    caption = (
+        f"Outcomes by probe kind ({where(table)}): target / unchanged / another answer in per cent, mean "
+        "over test "
+        f"edits ({count(shares['n'])}). For hops, target is what follows from the edit."
+    )
+    header = ["Dataset", "Backbone", "Probe", *(names.METHODS.get(m, m) for m in methods)]
+    return Table(header, rows, caption, labels=3)
+
+
+def _split(part: pd.Series) -> str:
+    return " / ".join(f"{100 * part[outcome]:.0f}" for outcome in OUTCOMES)
+
+
+def outcome_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """dataset, backbone, method, kind, share of each outcome, n: means over edits of means over probes."""
+    table = table[(table["split"] == "test") & ~table["kind"].str.startswith("sample_")]
+    by = ["dataset", "backbone", "method", "kind"]
+    shares = pd.get_dummies(table["outcome"], dtype=float)
+    shares = shares.reindex(columns=OUTCOMES, fill_value=0.0)
+    per_edit = pd.concat([table[[*by, "edit_id"]], shares], axis=1).groupby([*by, "edit_id"]).mean()
+    grouped = per_edit.groupby(by)
+    return grouped.mean().assign(n=grouped.size()).reset_index()
+
+
+def radii(table: pd.DataFrame) -> Table:
+    """Medians of d⁺, d⁻ and ε, and how often the positive sample is farther than the negative."""
+    table = select(table, split="test").drop_duplicates(["dataset", "backbone", "method", "edit_id"])
+    rows = []
+    for place, block in cells(table):
+        for method in ordered(names.METHODS, block["method"]):
+            found = block[block["method"] == method]
+            middle = [Cell(f"{found[c].median():.3g}") for c in ("d_plus", "d_minus", "epsilon")]
+            inverted = Cell(f"{int(found['inverted'].sum())} of {len(found)}")
+            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), *middle, inverted])
+    sizes = table.groupby(["dataset", "backbone", "method"]).size()
+    caption = f"Radii ({where(table)}): medians over test edits ({count(sizes)}), and how many have d⁺ > d⁻."
+    return Table(["Dataset", "Backbone", "Method", "d⁺", "d⁻", "ε", "d⁺ > d⁻"], rows, caption, labels=3)
+
+
+def backbone_accuracy(table: pd.DataFrame) -> Table:
+    """Accuracy by task and vendor, and means over seen and held-out vendors."""
+    vendors = _seen_first(table)
+    rows = []
+    for backbone, block in table.groupby("backbone", sort=True):
+        for task in ordered(names.TASKS, block["task"]):
+            found = block[block["task"] == task]
+            by_vendor = found.set_index("vendor")["accuracy"]
+            means = [found[found["split"] == s]["accuracy"].mean() for s in ("seen", "held-out")]
+            entries = [Cell("–" if v != v else f"{100 * v:.1f}") for v in [*by_vendor.reindex(vendors), *means]]
+            rows.append([Cell(str(backbone)), Cell(names.TASKS.get(task, task)), *entries])
+    caption = (
+        "Greedy, exact-match accuracy of the unedited models in per cent, by vendor "
+        f"({count(table['n'])} questions each)."
+    )
+    header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out"]
+    return Table(header, rows, caption, labels=2)
+
+
+def _seen_first(table: pd.DataFrame) -> list[str]:
+    held = set(table[table["split"] == "held-out"]["vendor"])
+    return sorted(ordered(names.VENDORS, table["vendor"]), key=lambda v: v in held)
+
+
+def okedit_relations(edits: pd.DataFrame) -> Table:
+    """Edits by relation and split."""
+    splits = ordered(names.SPLITS, edits["split"])
+    counts = edits.groupby(["relation", "split"]).size().unstack(fill_value=0)[splits]
+    counts.loc["all"] = counts.sum()
+    counts["all"] = counts.sum(axis=1)
+    rows = [[Cell(name.replace("_", " ")), *(Cell(str(v)) for v in line)] for name, line in counts.iterrows()]
+    caption = f"Edits by relation and split (n = {len(edits)})."
+    return Table(["Relation", *splits, "all"], rows, caption)
+
+
+def okedit_probes(edits: pd.DataFrame) -> Table:
+    """Probes by kind and split."""
+    found = [(edit.split, "edit") for edit in edits.itertuples()]
+    for edit in edits.itertuples():
+        found += [(edit.split, "text_generality")] * len(edit.rephrasings)
+        found += [(edit.split, "image_generality")] * len(edit.generality_image_ids)
+        found += [(edit.split, probe["kind"]) for probe in edit.locality]
+        found += [(edit.split, f"hop{hop['n']}") for hop in edit.hops]
+    splits = ordered(names.SPLITS, edits["split"])
+    counts = pd.DataFrame(found, columns=["split", "kind"]).value_counts().unstack("split", fill_value=0)
+    counts = counts[splits]
+    rows = []
+    for kind in ordered(names.KINDS, counts.index):
+        rows.append([Cell(names.KINDS.get(kind, kind)), *(Cell(str(v)) for v in counts.loc[kind])])
+    sizes = ", ".join(f"{(edits['split'] == s).sum()} {s}" for s in splits)
+    caption = (
+        f"Probes stored by kind and split (edits: {sizes}); pairs of a rephrasing and another picture are "
+        "formed "
+        "from these."
+    )
+    return Table(["Probe", *splits], rows, caption)
+
+
+def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: float, **wanted: str) -> Table:
+    """One row a variant of the radius and a protocol, one column a metric of the trade-off."""
+    table = need(select(table, **wanted), *wanted.values())
+    table = table[table["metric"].isin(names.TRADE_OFF)].assign(variant=variant_labels(table, column, variants))
+    shown = ordered(names.TRADE_OFF, table["metric"])
+    rows = []
+    for place, block in cells(table):
+        for protocol in ordered(names.PROTOCOLS, block["protocol"]):
+            for variant in variants_in_order(block, column, variants):
+                found = select(block, protocol=protocol, variant=variant).set_index("metric")
+                label = [*place, names.PROTOCOLS.get(protocol, protocol), variant]
+                rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
+    fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
+    caption = (
+        f"Ablation of the {column} ({where(table)}; {fixed}): mean over edits in per cent and "
+        f"{percent(level)} "
+        f"paired bootstrap interval over edits, {count(table['n'])} edits."
+    )
+    header = ["Dataset", "Backbone", "Protocol", column.capitalize(), *(names.TRADE_OFF[m] for m in shown)]
+    return Table(header, rows, caption, labels=4)
+
+
+def variant_labels(table: pd.DataFrame, column: str, variants: dict[str, str]) -> pd.Series:
+    """The name of each row's variant; a constant radius also says which."""
+    labels = table[column].map(lambda v: variants.get(v, v))
+    if column == "strategy" and "epsilon" in table.columns:
+        constant = (table[column] == "constant") & table["epsilon"].notna()
+        labels = labels.where(~constant, labels + table["epsilon"].map(lambda e: f" ε = {e:.3g}"))
+    return labels
+
+
+def variants_in_order(table: pd.DataFrame, column: str, variants: dict[str, str]) -> list[str]:
+    """Distinct labels in the order of `variants`; constant radii by size."""
+    by = ["_rank", "epsilon"] if "epsilon" in table.columns else ["_rank"]
+    rank = table[column].map({v: i for i, v in enumerate(ordered(variants, table[column]))})
+    return list(dict.fromkeys(table.assign(_rank=rank).sort_values(by, kind="stable")["variant"]))
+
+
+def auc(table: pd.DataFrame, method: str) -> Table:
+    """How well distance alone tells probes the edit must reach from each kind it must not."""
+    table = need(select(table, method=method), method)
+    kinds = ordered(names.KINDS, table["kind"])
+    rows = []
+    for place, block in cells(table):
+        by_kind = block.pivot(index=["distance", "span"], columns="kind", values="auc").reindex(columns=kinds)
+        for span in ordered(names.SPANS, block["span"]):
+            for distance, found in by_kind.xs(span, level="span").iterrows():
+                entries = [Cell("–" if v != v else f"{v:.2f}") for v in found]
+                rows.append([*map(Cell, [*place, names.SPANS.get(span, span), distance]), *entries])
+    caption = (
+        f"Area under the ROC curve of the distance to the key ({where(table)}; "
+        f"{names.METHODS.get(method, method)}): "
+        f"probes the edit must reach against each kind it must not, {count(table['n'])} probes. 0.5 is chance."
+    )
+    header = ["Dataset", "Backbone", "Span", "Distance", *(names.KINDS.get(k, k) for k in kinds)]
+    return Table(header, rows, caption, labels=4)
