@@ -46,9 +46,7 @@ def _refuse(key: str, value: Any, allowed: str) -> UserError:
     return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def _number(
-    low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False
-) -> Check:
+def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
     """A finite number in [low, high] and > above; `whole` asks for an int."""
     words = ["a whole number" if whole else "a number"]
     if math.isfinite(low):
@@ -142,6 +140,7 @@ class Backbone:
     name: str
     family: str = _key(_module_of("backbone/families"))
     layer: int = _key(_count(0))
+    evaluated: int = _key(_count(1))
     train: Train = _key(lambda key, value, stages: _read(Train, key, value, stages))
 
 

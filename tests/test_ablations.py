@@ -75,9 +75,7 @@ def test_best_alpha_is_chosen_on_dev(cell: sweeps.Cell) -> None:
     hm = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == "euclidean")]
     dev = hm[hm["split"] == "dev"]
     assert dev.loc[dev["alpha"] == best["best_alpha_on_dev"], "mean"].iloc[0] == dev["mean"].max()
-    assert best["test_hm_at_best_alpha"] == pytest.approx(
-        at(hm, split="test", alpha=best["best_alpha_on_dev"]), abs=1e-6
-    )
+    assert best["test_hm_at_best_alpha"] == pytest.approx(at(hm, split="test", alpha=best["best_alpha_on_dev"]), abs=1e-6)
 
 
 def test_a_methods_own_point_is_its_score(cell: sweeps.Cell) -> None:

@@ -53,9 +53,7 @@ def index(tmp_path, monkeypatch):
     art = {f"art/{v}/{name}.png": f"{v} {name}" for v in ("A", "B") for name in ("U+1", "U+2-U+FE0F", "U+3")}
     files = [
         make_wheel(folder, "pictures", art),
-        make_wheel(
-            folder, "model", {"model/weights/a.bin": "a", "model/weights/deep/b.bin": "b", "model/x.py": ""}
-        ),
+        make_wheel(folder, "model", {"model/weights/a.bin": "a", "model/weights/deep/b.bin": "b", "model/x.py": ""}),
         make_wheel(folder, "questions", {"q/data.arrow": arrow_stream(QUESTIONS)}),
     ]
     for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL"):
@@ -175,10 +173,7 @@ def test_the_registry_names_five_packages_and_seven_artists():
 
 # The table of facts.
 
-CONCEPTS = [
-    {"name": name, "category": "Objects", "code_point": f"U+{i}"}
-    for i, name in enumerate(("guitar", "drum", "cow2"))
-]
+CONCEPTS = [{"name": name, "category": "Objects", "code_point": f"U+{i}"} for i, name in enumerate(("guitar", "drum", "cow2"))]
 
 
 def numbered(word, count):

@@ -145,6 +145,6 @@ def test_properties_of_the_radius(trace: pd.DataFrame, alpha: float, other: floa
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=30), st.integers(0, 2**32 - 1))
 def test_the_interval_holds_the_mean(values: list[float], seed: int) -> None:
-    table = pd.DataFrame({name: values for name in scores.BALANCE})
+    table = pd.DataFrame(dict.fromkeys(scores.BALANCE, values))
     summary = scores.summarise(table, scores.resample(len(values), 400, seed), 0.999)
     assert ((summary["low"] <= summary["mean"] + 1e-9) & (summary["mean"] <= summary["high"] + 1e-9)).all()

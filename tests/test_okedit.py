@@ -108,9 +108,16 @@ def test_more_edits_than_facts_are_refused(knowledge: Knowledge, assets: Path, b
         build(dataclasses.replace(DATASET, test=400), knowledge, assets, [backbone], seed=0)
 
 
+def known(features: dict[str, torch.Tensor]) -> Neighbours:
+    """Neighbours whose tower has already seen every picture."""
+    neighbours = Neighbours(None, Path(), [])
+    neighbours._known = {(v, i): row for v, table in features.items() for i, row in enumerate(table)}
+    return neighbours
+
+
 def test_nearest_is_by_cosine_within_a_vendor() -> None:
-    table = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-1.0, 0.0]]), dim=1)
-    assert Neighbours({"Goog": table}).nearest("Goog", 0, [1, 2, 3]) == [2, 1, 3]
+    table = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-1.0, -1.1]])  # the others' mean is the origin
+    assert known({"Goog": table}).nearest("Goog", 0, [1, 2, 3]) == [2, 1, 3]
 
 
 def test_composites_differ_and_repeat() -> None:
@@ -126,8 +133,8 @@ def test_sentences() -> None:
 
 def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge) -> None:
     row = dataclasses.asdict(built[0][0])
-    table = torch.nn.functional.normalize(torch.randn(len(LEGS), 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    neighbours = Neighbours({v: table for v in SEEN_VENDORS})
+    table = torch.randn(len(LEGS), 4, generator=torch.Generator().manual_seed(0))
+    neighbours = known(dict.fromkeys(SEEN_VENDORS, table))
     vendor = row["image_id"].split("/")[0]
     ids = [f"{vendor}/{c.code_point}" for c in knowledge.concepts]
     own = next(i for i, c in enumerate(knowledge.concepts) if c.concept == row["concept"])

@@ -1,4 +1,6 @@
-"""The graph and the code say the same: imports, dependencies, parameters, notebooks; and the whole chain runs on a tiny configuration."""
+"""The graph and the code say the same: imports, dependencies, parameters, notebooks; and the whole chain runs on a tiny
+configuration.
+"""
 
 import ast
 import itertools

@@ -39,11 +39,7 @@ def clone(tmp_path):
     for tool in ("sh", "cat", "dirname", "mkdir", "cp", "rm"):
         (bin_folder / tool).symlink_to(shutil.which(tool))
     log = tmp_path / "log"
-    text = (
-        FAKE.replace("REAL", sys.executable)
-        .replace("LOG", str(log))
-        .replace("FAILS", str(tmp_path / "fails"))
-    )
+    text = FAKE.replace("REAL", sys.executable).replace("LOG", str(log)).replace("FAILS", str(tmp_path / "fails"))
     (bin_folder / "python3").write_text(text)
     (bin_folder / "python3").chmod(0o755)
     return here
@@ -128,23 +124,17 @@ def test_commands_run_inside_the_environment(clone, arguments, expected):
 
 
 def test_no_python_is_one_clear_line(clone):
-    (clone.parent / "bin" / "python3").write_text(
-        "#!/bin/sh\nexit 1\n"
-    )  # too old, or a launcher without a version
+    (clone.parent / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old, or a launcher without a version
     done = study(clone, "setup")
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: no Python 3.11 or newer found; looked for: python3.13 python3.12 python3.11 python3\n"
-    )
+    assert done.stderr == ("error: no Python 3.11 or newer found; looked for: python3.13 python3.12 python3.11 python3\n")
     done = study(clone, "setup", PYTHON="/no/such python")
     assert done.stderr == "error: no Python 3.11 or newer found; looked for: /no/such python\n"
 
 
 def test_a_python_without_venv_is_one_clear_line(clone):
     python = clone.parent / "bin" / "python3"
-    python.write_text(
-        python.read_text().replace('"-c "*)', '"-c import ensurepip, venv") exit 1 ;;\n"-c "*)')
-    )
+    python.write_text(python.read_text().replace('"-c "*)', '"-c import ensurepip, venv") exit 1 ;;\n"-c "*)'))
     done = study(clone, "setup")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

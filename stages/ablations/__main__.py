@@ -1,6 +1,6 @@
 """All ablations over the radius, from the traces of every BalancEdit cell: reports/ablations/*.csv and summary.json.
 
-    python -m stages.ablations
+python -m stages.ablations
 """
 
 import json

@@ -101,7 +101,9 @@ def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.Dat
 
 
 def best_alpha(sweep: pd.DataFrame, radius: Radius) -> dict[str, float]:
-    """The α of the highest strict HM on dev edits, and the test edits' HM there and at the configured α (NaN without dev edits)."""
+    """The α of the highest strict HM on dev edits, and the test edits' HM there and at the configured α (NaN without
+    dev edits).
+    """
     chosen = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == radius.distance)]
     by = {split: part.set_index("alpha")["mean"] for split, part in chosen.groupby("split")}
     best = float(by["dev"].idxmax()) if "dev" in by else float("nan")

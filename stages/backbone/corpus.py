@@ -1,7 +1,7 @@
 """The training corpus: names and facts about pictures by five vendors, and text-only questions.
 
-Twitter and Windows pictures are never seen in training. A fact is asked in its relation's own question and its three training rephrasings;
-the ten evaluation rephrasings stay unseen.
+Twitter and Windows pictures are never seen in training. A fact is asked in its relation's own question and its three training
+rephrasings; the ten evaluation rephrasings stay unseen.
 """
 
 import io
@@ -75,10 +75,10 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 @torch.no_grad()
-def feature_bank(
-    tower: nn.Module, emoji: Path, code_points: list[str], views: int, seed: int
-) -> torch.Tensor:
-    """Tower features of every seen vendor's picture: [vendor, 1 + views, concept, tokens, channels] in float16; view 0 is clean."""
+def feature_bank(tower: nn.Module, emoji: Path, code_points: list[str], views: int, seed: int) -> torch.Tensor:
+    """Tower features of every seen vendor's picture: [vendor, 1 + views, concept, tokens, channels] in float16; view 0
+    is clean.
+    """
     rng, size = np.random.default_rng(seed), tower.config.image_size
     bank = []
     for vendor in tqdm(SEEN_VENDORS, desc="tower features"):

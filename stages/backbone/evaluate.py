@@ -28,7 +28,9 @@ def answers_exactly(backbone: Backbone, queries: Sequence[Query], answers: Seque
 
 
 def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: Path, sample: int, seed: int) -> pd.DataFrame:
-    """Accuracy on `sample` names and `sample` facts a vendor, the same for every vendor; each relation's own question is asked."""
+    """Accuracy on `sample` names and `sample` facts a vendor, the same for every vendor; each relation's own question
+    is asked.
+    """
     concepts = {c.concept: c for c in knowledge.concepts}
     asked = {"naming": [], "facts": []}
     for relation in knowledge.relations.values():

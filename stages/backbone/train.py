@@ -1,8 +1,8 @@
 """Train an embedded backbone once: the projector and a low-rank adapter of the language model see, name and know.
 
-The tower is frozen, so its features are computed once. A training sequence holds one picture and several questions that cannot see each
-other (a block mask), so the picture's tokens are paid for once. The projector starts as the closed-form ridge map from a picture's
-features onto the embedding of its name (design §5).
+The tower is frozen, so its features are computed once. A training sequence holds one picture and several questions that
+cannot see each other (a block mask), so the picture's tokens are paid for once. The projector starts as the closed-form ridge
+map from a picture's features onto the embedding of its name (design §5).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from stages.backbone.corpus import Question
 from stages.params import write_atomically
 
 SHIFT = 3.0  # GELU(x + 3) is all but linear for |x| < 2: the two-layer projector starts as one linear map
+SAVE_EVERY = 50  # steps between two checkpoints of a training
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,12 @@ def train(
     rank: int,
     warmup: float,
     seed: int,
+    checkpoint: Path,
 ) -> dict[str, torch.Tensor]:
-    """One-cycle AdamW over `steps` batches from `draw`; returns the projector's and the adapter's tensors in bfloat16."""
+    """One-cycle AdamW over `steps` batches from `draw`; returns the projector's and the adapter's tensors in bfloat16.
+
+    The state goes to `checkpoint` every `SAVE_EVERY` steps; where that file exists, training goes on from it, to the same result.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model.requires_grad_(False)
@@ -148,7 +153,22 @@ def train(
     trained = [p for p in peft.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
-    for _ in (bar := tqdm(range(steps), desc="training", mininterval=30)):
+    done = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        done = state["done"]
+        for parameter, value in zip(trained, state["trained"], strict=True):
+            parameter.data.copy_(value)
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["torch"])
+        rng.bit_generator.state = state["numpy"]
+    for step in (bar := tqdm(range(done, steps), initial=done, total=steps, desc="training", mininterval=30)):
+        if step > done and step % SAVE_EVERY == 0:
+            state = {"done": step, "trained": [p.data for p in trained], "optimiser": optimiser.state_dict()}
+            state |= {"schedule": schedule.state_dict(), "torch": torch.get_rng_state(), "numpy": rng.bit_generator.state}
+            with write_atomically(checkpoint) as temporary:
+                torch.save(state, temporary)
         parts = draw(rng)
         tokens = sum(int((part.labels != -100).sum()) for part in parts)
         total = 0.0
@@ -198,7 +218,8 @@ def batches(
 ) -> Callable[[np.random.Generator], list[Packed]]:
     """A function that draws a batch: `images` pictures with their name and up to two facts, and `texts` text-only questions.
 
-    A batch comes in parts of rows with as many questions, so that little is padding. Gaussian noise of `noise` standard deviations of each channel is added to the features.
+    A batch comes in parts of rows with as many questions, so that little is padding. Gaussian noise of `noise` standard
+    deviations of each channel is added to the features.
     """
     vendors, views, concepts = bank.shape[:3]
     deviation = bank[:, 0].float().std(dim=(0, 1, 2))

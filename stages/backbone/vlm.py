@@ -1,7 +1,8 @@
 """One adapter over a Hugging Face image-text model: prompts, spans, the frozen trunk and answers under teacher forcing.
 
-Editing decoder layer ℓ leaves the layers below it untouched. The trunk therefore runs once per query (`prefill`, `extend`) and everything an
-edit changes runs from the cached hidden states that enter ℓ (`tail`). Prompts are left-padded, so that every answer starts in one column.
+Editing decoder layer ℓ leaves the layers below it untouched. The trunk therefore runs once per query (`prefill`, `extend`)
+and everything an edit changes runs from the cached hidden states that enter ℓ (`tail`). Prompts are left-padded, so that
+every answer starts in one column.
 """
 
 import contextlib
@@ -64,7 +65,12 @@ class Backbone:
     """
 
     def __init__(self, model: nn.Module, tokenizer, layer: int, fingerprint: str):
-        self.model, self.tokenizer, self.layer, self.fingerprint = model.eval().requires_grad_(False), tokenizer, layer, fingerprint
+        self.model, self.tokenizer, self.layer, self.fingerprint = (
+            model.eval().requires_grad_(False),
+            tokenizer,
+            layer,
+            fingerprint,
+        )
         self.decoder = model.model.language_model
         if not 0 <= layer < len(self.decoder.layers):
             raise UserError(f"layer: {layer} is not a decoder layer; allowed: 0..{len(self.decoder.layers) - 1}")
@@ -218,7 +224,9 @@ class Backbone:
 
     @contextlib.contextmanager
     def from_layer(self) -> Iterator[None]:
-        """While open, the decoder takes the states that enter layer ℓ as its input embeddings; layers below ℓ pass them through."""
+        """While open, the decoder takes the states that enter layer ℓ as its input embeddings; layers below ℓ pass them
+        through.
+        """
         layers = self.decoder.layers
         frozen = [layers[i] for i in range(self.layer)]
         for i in range(self.layer):
@@ -235,9 +243,7 @@ class Backbone:
         Differentiable with respect to whatever replaces the edited linear map.
         """
         with self.from_layer():
-            out = self.decoder(
-                inputs_embeds=hidden, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
-            )
+            out = self.decoder(inputs_embeds=hidden, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
         return out.last_hidden_state[:, -last:]
 
 

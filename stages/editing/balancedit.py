@@ -1,7 +1,8 @@
 """BalancEdit (Guo et al., ICML 2025, section 4): a fine-tuned copy of one layer behind a key with a balanced radius.
 
-The transformation is a copy of the edited linear map's weight, fine-tuned on the edit alone. Key, samples and radius do not depend on it:
-they are distances in the trace (`stages.editing.trace`), turned into an influence scope by `stages.metrics.routing`.
+The transformation is a copy of the edited linear map's weight, fine-tuned on the edit alone. Key, samples and radius do not
+depend on it: they are distances in the trace (`stages.editing.trace`), turned into an influence scope by
+`stages.metrics.routing`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from stages.editing.editor import Edit, Request, exact_with_margin, optimise
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
-    """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps (section 4.3)."""
+    """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
+    (section 4.3).
+    """
     weight = backbone.edited.weight.detach().clone().requires_grad_()
     bias = backbone.edited.bias
 
@@ -23,8 +26,6 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
         return F.linear(inputs, weight, bias)
 
     stop = exact_with_margin(request.target[0], settings["margin"])
-    steps, loss, reached = optimise(
-        backbone, request, weight, output, lr=settings["lr"], steps=settings["steps"], stop=stop
-    )
+    steps, loss, reached = optimise(backbone, request, weight, output, lr=settings["lr"], steps=settings["steps"], stop=stop)
     weight.requires_grad_(False)
     return Edit(output, steps, loss, reached)

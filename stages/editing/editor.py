@@ -1,7 +1,8 @@
 """The interface every editor implements, and the optimisation loop that they share.
 
-An editor is a module with one function, `edit(backbone, request, settings) -> Edit`. It reads the frozen backbone and returns an `Edit`,
-whose `output` replaces the output of the edited linear map while the edit is applied. The backbone's own weights are never written to.
+An editor is a module with one function, `edit(backbone, request, settings) -> Edit`. It reads the frozen backbone and returns
+an `Edit`, whose `output` replaces the output of the edited linear map while the edit is applied. The backbone's own weights
+are never written to.
 """
 
 import contextlib
@@ -22,7 +23,8 @@ Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Request:
     """One edit to make, as the frozen trunk sees it: the prompt followed by all but the last of the target's A tokens.
 
-    `hidden` [1, T, D] enters layer ℓ; `mask` and `prompt` [1, T] mark real positions and the prompt's; `target` [1, A] ends with the end token.
+    `hidden` [1, T, D] enters layer ℓ; `mask` and `prompt` [1, T] mark real positions and the prompt's; `target` [1, A] ends
+    with the end token.
     """
 
     hidden: torch.Tensor
@@ -45,7 +47,9 @@ class Edit:
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, prompt: torch.Tensor) -> Iterator[None]:
-        """Apply the edit to every row of a batch whose prompt positions are `prompt` [B, T]; the backbone is restored on leaving."""
+        """Apply the edit to every row of a batch whose prompt positions are `prompt` [B, T]; the backbone is restored
+        on leaving.
+        """
         if self.output is None:
             yield
             return

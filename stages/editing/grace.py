@@ -1,8 +1,9 @@
-"""GRACE (Hartvigsen et al., NeurIPS 2023, section 3): a learnt value stands in for a layer's output inside a fixed radius of a key.
+"""GRACE (Hartvigsen et al., NeurIPS 2023, section 3): a learnt value stands in for a layer's output inside a fixed radius of
+a key.
 
-The key is the edited linear map's input at the last prompt token and the radius a constant (`methods.grace.key`, `methods.grace.radius`).
-The value starts at random and is trained with Adam, as in the authors' code. `replace` says at which positions it stands: the `last` prompt
-token, the whole `prompt`, or `all` positions, answer included.
+The key is the edited linear map's input at the last prompt token and the radius a constant (`methods.grace.key`,
+`methods.grace.radius`). The value starts at random and is trained with Adam, as in the authors' code. `replace` says at which
+positions it stands: the `last` prompt token, the whole `prompt`, or `all` positions, answer included.
 """
 
 from collections.abc import Mapping
@@ -25,15 +26,15 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
         return torch.where(replaced(inputs, prompt, settings["replace"])[..., None], value, kept)
 
     stop = exact_with_margin(request.target[0], settings["margin"])
-    steps, loss, reached = optimise(
-        backbone, request, value, output, lr=settings["lr"], steps=settings["steps"], stop=stop
-    )
+    steps, loss, reached = optimise(backbone, request, value, output, lr=settings["lr"], steps=settings["steps"], stop=stop)
     value.requires_grad_(False)
     return Edit(output, steps, loss, reached)
 
 
 def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Tensor:
-    """[B, T] bool: the positions of `inputs` [B, T, D] at which the value stands; prompts are left-padded, answers follow them."""
+    """[B, T] bool: the positions of `inputs` [B, T, D] at which the value stands; prompts are left-padded, answers
+    follow them.
+    """
     spread = torch.zeros(inputs.shape[:2], dtype=torch.bool)
     width = prompt.shape[1]
     if where == "last":

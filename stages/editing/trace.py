@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone import vlm
-from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
+from stages.backbone.vlm import SPANS, Backbone, Query, Trunk, mean_over
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
 
@@ -39,6 +39,11 @@ class Probe:
         """Samples locate the radius; they carry distances and no outcome."""
         return self.kind.startswith("sample_")
 
+    @property
+    def must_change(self) -> bool:
+        """Whether the edit must change the answer, rather than leave it."""
+        return self.kind in GENERALITY or self.kind.startswith("hop")
+
 
 def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[Probe]:
     """All queries of one OKEDIT row, the edit first and its samples last."""
@@ -49,9 +54,7 @@ def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> l
     pairs = list(zip(row["rephrasings"], row["generality_image_ids"], strict=False))[::2]
     probes += [Probe("joint_generality", q, i, target, truth) for q, i in pairs]
     probes += [Probe(p["kind"], p["question"], p["image_id"], p["answer"], p["answer"]) for p in row["locality"]]
-    probes += [
-        Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]
-    ]
+    probes += [Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]]
     black = next(s["image_id"] for s in samples if s["kind"] == "sample_black")
     probes.append(Probe("black_image", question, black, "", ""))
     return probes + [Probe(s["kind"], s["question"], s["image_id"], "", "") for s in samples]
@@ -84,40 +87,40 @@ class States:
 @torch.no_grad()
 def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
     """The unedited model over all queries of an edit; their pictures must have been added to the backbone."""
-    outcome = [p for p in probes if not p.is_sample]
+    outcome, samples = [p for p in probes if not p.is_sample], [p for p in probes if p.is_sample]
     trunk = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in outcome]))
     greedy = backbone.greedy(trunk, ANSWER_LIMIT)
-    wanted = [p.expected if p.kind in GENERALITY or p.kind.startswith("hop") else row["target"] for p in outcome]
-    same, _ = _candidates(backbone, trunk, greedy)
-    target, inputs = _candidates(backbone, trunk, [backbone.answer_ids(a) for a in wanted])
+    wanted = [p.expected if p.must_change else row["target"] for p in outcome]
     truths = [backbone.answer_ids(p.truth) if p.truth else ids for p, ids in zip(outcome, greedy, strict=True)]
+    same, _ = _candidates(backbone, trunk, greedy)
+    target, target_inputs = _candidates(backbone, trunk, [backbone.answer_ids(a) for a in wanted])
     truth, truth_inputs = _candidates(backbone, trunk, truths)
-    phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
-    # the authors' released code averages over the gold answer too: the target where the edit must reach, the true answer elsewhere
-    reached = torch.tensor([p.kind in GENERALITY for p in outcome])[:, None, None]
-    width = max(inputs.shape[1], truth_inputs.shape[1])
-    gold = torch.where(reached, _widen(inputs, width), _widen(truth_inputs, width))
-    gold_real = torch.where(reached[..., 0], _widen(target.real[:, 1:], width), _widen(truth.real[:, 1:], width))
-    phi["teacher_forced"] = mean_over(
-        torch.cat([trunk.inputs, gold], 1), torch.cat([trunk.prompts.mask, gold_real], 1)
-    )
-    samples = [p for p in probes if p.is_sample]
+
     seen = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in samples]))
-    for span in SPANS:
-        phi[span] = torch.cat([phi[span], mean_over(seen.inputs, seen.prompts.spans[span])])
-    # a positive sample is taught the target, a negative one what the unedited model says
+    said = backbone.greedy(seen, ANSWER_LIMIT)
     taught = [
-        backbone.answer_ids(row["target"]) if p.kind == "sample_positive" else ids
-        for p, ids in zip(samples, backbone.greedy(seen, ANSWER_LIMIT), strict=True)
+        backbone.answer_ids(row["target"]) if p.kind == "sample_positive" else ids for p, ids in zip(samples, said, strict=True)
     ]
-    told, told_inputs = _candidates(backbone, seen, taught)
-    leak = mean_over(torch.cat([seen.inputs, told_inputs], 1), torch.cat([seen.prompts.mask, told.real[:, 1:]], 1))
-    phi["teacher_forced"] = torch.cat([phi["teacher_forced"], leak])
+    sample, sample_inputs = _candidates(backbone, seen, taught)
+
+    phi = {}
+    for span in SPANS:
+        phi[span] = torch.cat([mean_over(t.inputs, t.prompts.spans[span]) for t in (trunk, seen)])
+    # The authors' released code averages over the gold answer too: the target where the edit must reach, elsewhere the truth.
+    leaked = _with_answer(trunk, target_inputs, target.real)
+    true = _with_answer(trunk, truth_inputs, truth.real)
+    reached = torch.tensor([p.kind in GENERALITY for p in outcome])[:, None]
+    phi["teacher_forced"] = torch.cat([torch.where(reached, leaked, true), _with_answer(seen, sample_inputs, sample.real)])
     answers = [backbone.decode(ids) for ids in greedy]
     return States(trunk.hidden, trunk.prompts.mask, phi, answers, target, same, truth)
 
 
-def _candidates(backbone: Backbone, trunk: Any, answers: Sequence[list[int]]) -> tuple[Candidates, torch.Tensor]:
+def _with_answer(trunk: Trunk, inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """φ over prompt and teacher-forced answer [N, D]; `inputs` [N, A - 1, D] are the answer's, `real` [N, A] its positions."""
+    return mean_over(torch.cat([trunk.inputs, inputs], 1), torch.cat([trunk.prompts.mask, real[:, 1:]], 1))
+
+
+def _candidates(backbone: Backbone, trunk: Trunk, answers: Sequence[list[int]]) -> tuple[Candidates, torch.Tensor]:
     """Teacher-force one answer a row; also the edited linear map's inputs [N, A - 1, D]."""
     width = max(map(len, answers))
     ids = torch.tensor([a + [backbone.end] * (width - len(a)) for a in answers])
@@ -129,16 +132,12 @@ def _candidates(backbone: Backbone, trunk: Any, answers: Sequence[list[int]]) ->
     return Candidates(ids, real, hidden, logits.argmax(-1), logits.topk(TOP).indices), inputs
 
 
-def _widen(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """Pad dimension 1 with zeros (False) up to `width`."""
-    padding = torch.zeros(tensor.shape[0], width - tensor.shape[1], *tensor.shape[2:], dtype=tensor.dtype)
-    return torch.cat([tensor, padding], 1)
-
-
 def cached_trunk(
     backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], pictures: Mapping[str, str], cache: Path
 ) -> States:
-    """`run_trunk`, kept under `cache` by the content of the backbone, the queries, the pictures' digests and the code that computes it."""
+    """`run_trunk`, kept under `cache` by the content of the backbone, the queries, the pictures' digests and the code
+    that computes it.
+    """
     shown = {p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None}
     text = json.dumps([backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown], sort_keys=True)
     path = cache / f"{hashlib.sha256((code_digest() + text).encode()).hexdigest()[:24]}.pt"
@@ -153,7 +152,9 @@ def cached_trunk(
 
 
 def code_digest(*more: str) -> str:
-    """A digest of the modules that decide what the trunk says, and of `more` modules of this folder: stale records are never reused."""
+    """A digest of the modules that decide what the trunk says, and of `more` modules of this folder: stale records are
+    never reused.
+    """
     editing, backbone = Path(__file__).parent, Path(vlm.__file__).parent
     sources = [editing / "trace.py", *(editing / f"{name}.py" for name in more)]
     sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "families").glob("*.py"))]
@@ -169,17 +170,22 @@ def request_of(states: States) -> Request:
 
 
 @torch.no_grad()
-def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candidates) -> torch.Tensor:
-    """Logits [N, A, V] of the edited model under teacher forcing of `candidates`."""
+def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
+    """argmax [N, A] and top ten [N, A, 10] of the edited model under teacher forcing of `candidates`."""
+    if edit.output is None:
+        return candidates.argmax, candidates.top
     width = candidates.ids.shape[1]
     hidden = torch.cat([states.hidden, candidates.hidden], 1)
     mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)
     with edit.applied(backbone, states.mask):
-        return backbone.head(backbone.tail(hidden, mask, width))
+        logits = backbone.head(backbone.tail(hidden, mask, width))
+    return logits.argmax(-1), logits.topk(TOP).indices
 
 
 def exact(argmax: torch.Tensor, candidates: Candidates) -> np.ndarray:
-    """[N] bool: greedy decoding gives the candidate (its end token included) iff it is the argmax at every position (design §3)."""
+    """[N] bool: greedy decoding gives the candidate (its end token included) iff it is the argmax at every position
+    (design §3).
+    """
     return ((argmax == candidates.ids) | ~candidates.real).all(1).numpy()
 
 
@@ -196,22 +202,20 @@ def trace_edit(
     """The rows of one edit's trace: outcomes with the edit off and on, and distances to its key."""
     n = len(states.answers)
     on = {name: outcomes(backbone, states, edit, getattr(states, name)) for name in ("target", "same", "truth")}
-    argmax = {name: logits.argmax(-1) for name, logits in on.items()}
+    argmax = {name: best for name, (best, _) in on.items()}
     target_off, target_on = (exact(a, states.target) for a in (states.target.argmax, argmax["target"]))
     same_on = exact(argmax["same"], states.same)
     aims = states.target.ids
-    hit_off, hit_on = (
-        accuracy(a, aims, states.target, backbone.end) for a in (states.target.argmax, argmax["target"])
-    )
+    hit_off, hit_on = (accuracy(a, aims, states.target, backbone.end) for a in (states.target.argmax, argmax["target"]))
     agreed = accuracy(argmax["truth"], states.truth.argmax, states.truth, backbone.end)
-    top = on["truth"].topk(TOP).indices
+    _, top = on["truth"]
     overlap = (top[..., :, None] == states.truth.top[..., None, :]).any(-1).float().mean(-1)
     counted = states.truth.real.float()
     top10 = ((overlap * counted).sum(1) / counted.sum(1)).numpy()
     distances = distances_to_key(states.phi)
     rows = []
     for i, probe in enumerate(probes):
-        wants = probe.kind in GENERALITY or probe.kind.startswith("hop")
+        wants = probe.must_change
         common = {
             "split": row["split"], "edit_id": row["edit_id"], "relation": row["relation"], "concept": row["concept"],
             "probe": i, "kind": probe.kind, "question": probe.question, "image_id": probe.image_id,

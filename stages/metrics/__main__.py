@@ -1,6 +1,6 @@
 """Route every trace and score it: reports/scores.csv, reports/metrics.json, reports/radii.csv and data/metrics/outcomes.parquet.
 
-    python -m stages.metrics
+python -m stages.metrics
 """
 
 import json

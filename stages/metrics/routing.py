@@ -1,7 +1,7 @@
 """Which of an edit's two outcomes counts: radii and routing, by arithmetic on traces (Guo et al., section 4.2; design §2).
 
-A trace holds every query's distance to its edit's key and its outcome with the edit on and off. A radius turns that into one outcome, so that no
-strategy, α, distance or key span needs an edit to be made again.
+A trace holds every query's distance to its edit's key and its outcome with the edit on and off. A radius turns that into one
+outcome, so that no strategy, α, distance or key span needs an edit to be made again.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from stages.params import Key, Method, Radius, UserError
 
 EDIT = ["seed", "edit_id"]
+REACHED = ("edit", "text_generality", "image_generality", "joint_generality", "hop1", "hop2")  # kinds that the edit must change
 
 
 def distance_column(key: Key, radius: Radius) -> str:
@@ -20,7 +21,8 @@ def distance_column(key: Key, radius: Radius) -> str:
 def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     """Per (seed, edit): `d_plus`, `d_minus` and `epsilon`, in units of the chosen distance, and `inverted` where d⁺ > d⁻.
 
-    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative anchor. Balanced: ε = α·d⁺ + (1 − α)·d⁻.
+    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative anchor. Balanced: ε = α·d⁺ + (1
+    − α)·d⁻.
     """
     column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
     positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
@@ -44,7 +46,7 @@ def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
     if method.router != "codebook":
         return np.full(len(trace), method.router == "always")
     epsilon = trace[EDIT].merge(radii(trace, method.key, method.radius), on=EDIT, how="left")["epsilon"]
-    return (trace[distance_column(method.key, method.radius)].to_numpy() <= epsilon.to_numpy())
+    return trace[distance_column(method.key, method.radius)].to_numpy() <= epsilon.to_numpy()
 
 
 def route(trace: pd.DataFrame, on: np.ndarray) -> pd.DataFrame:
@@ -56,5 +58,6 @@ def route(trace: pd.DataFrame, on: np.ndarray) -> pd.DataFrame:
         tf=np.where(on, trace["tf_on"], trace["tf_off"]),
         top10=np.where(on, trace["top10_on"], np.where(trace["top10_on"].isna(), np.nan, 1.0)),
     )
-    outcomes["outcome"] = np.select([outcomes["target"], outcomes["same"]], ["target", "unchanged"], "other")
+    kept = outcomes["same"] & ~outcomes["kind"].isin(REACHED)  # an unedited answer that happens to be the target has not leaked
+    outcomes["outcome"] = np.select([kept, outcomes["target"], outcomes["same"]], ["unchanged", "target", "unchanged"], "other")
     return outcomes[~outcomes["kind"].str.startswith("sample_")]

@@ -1,7 +1,7 @@
 """Scores in both protocols with paired bootstrap intervals over edits (design §3).
 
-A score is a macro mean: over the probes of an edit, then over edits (seeds are averaged within an edit). Strict: greedy decoding. Teacher-forced:
-the field's mean argmax accuracy and top-1 agreement.
+A score is a macro mean: over the probes of an edit, then over edits (seeds are averaged within an edit). Strict: greedy
+decoding. Teacher-forced: the field's mean argmax accuracy and top-1 agreement.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,25 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from stages.metrics.routing import REACHED
+
 PROTOCOLS = ("strict", "teacher_forced")
 GENERALITY = ("text_generality", "image_generality", "joint_generality")
 IMAGE_LOCALITY = ("near_image", "far_image", "other_question", "unrelated", "no_image")
 LOCALITY = (*IMAGE_LOCALITY, "text_only")
 HOPS = ("hop1", "hop2")
-REACHED = ("edit", *GENERALITY, *HOPS)
 BALANCE = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
 MAIN = ("reliability", *GENERALITY, *LOCALITY, "text_locality", "image_locality", "locality", "hm", *HOPS, "black_image")
 
 
 def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """One row an edit, one column a metric, NaN where an edit has no such probe. `outcomes` come from `routing.route`, of one method."""
+    """One row an edit, one column a metric, NaN where an edit has no such probe.
+
+    `outcomes` come from `routing.route`, of one method.
+    """
     reached = outcomes["kind"].isin(REACHED)
-    if protocol == "strict":
-        value = outcomes["target"].where(reached, outcomes["same"]).astype(float)
-    else:
-        value = outcomes["tf"]
+    strict = outcomes["target"].where(reached, outcomes["same"]).astype(float)
+    value = strict if protocol == "strict" else outcomes["tf"]
     rows = outcomes.assign(value=value)
     rows["kind"] = rows["kind"].replace({"edit": "reliability"})
 

@@ -1,6 +1,6 @@
 """Build a dataset of edits with all their probes: data/okedit/<dataset>/ and reports/okedit/<dataset>.json.
 
-    python -m stages.okedit okedit
+python -m stages.okedit okedit
 """
 
 import importlib

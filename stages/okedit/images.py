@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from stages.backbone.corpus import read_image
 from stages.backbone.tower import flatten, preprocess
@@ -33,24 +32,23 @@ def composite(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 class Neighbours:
     """Which concepts look alike to a vision tower: cosine similarity of mean features, within one vendor's drawings."""
 
-    def __init__(self, features: dict[str, torch.Tensor]):
-        """`features`: vendor → [concepts, channels], rows of unit norm."""
-        self.features = features
+    def __init__(self, tower: torch.nn.Module, emoji: Path, code_points: Sequence[str]):
+        self.tower, self.emoji, self.code_points = tower, emoji, code_points
+        self._known: dict[tuple[str, int], torch.Tensor] = {}
 
-    @classmethod
     @torch.no_grad()
-    def of(cls, tower: torch.nn.Module, emoji: Path, vendors: Sequence[str], code_points: Sequence[str]) -> "Neighbours":
-        """Run the tower over every concept by every vendor."""
-        features = {}
-        for vendor in tqdm(vendors, desc="visual neighbours"):
-            pictures = [read_image(emoji, vendor, code) for code in code_points]
-            batches = [preprocess(pictures[i : i + 32], tower.config.image_size) for i in range(0, len(pictures), 32)]
-            pooled = torch.cat([tower(batch).last_hidden_state.mean(1) for batch in batches])
-            features[vendor] = torch.nn.functional.normalize(pooled - pooled.mean(0), dim=1)
-        return cls(features)
+    def features(self, vendor: str, concepts: Sequence[int], batch: int = 32) -> torch.Tensor:
+        """[concepts, channels]; the tower sees each picture once."""
+        new = [c for c in concepts if (vendor, c) not in self._known]
+        for start in range(0, len(new), batch):
+            part = new[start : start + batch]
+            pictures = [read_image(self.emoji, vendor, self.code_points[c]) for c in part]
+            pooled = self.tower(preprocess(pictures, self.tower.config.image_size)).last_hidden_state.mean(1)
+            self._known.update(zip(((vendor, c) for c in part), pooled, strict=True))
+        return torch.stack([self._known[vendor, c] for c in concepts])
 
     def nearest(self, vendor: str, concept: int, among: Sequence[int]) -> list[int]:
-        """`among`, nearest first."""
-        table = self.features[vendor]
-        similarity = table[list(among)] @ table[concept]
+        """`among`, nearest first; features are centred on their mean over `among`."""
+        others, own = self.features(vendor, among), self.features(vendor, [concept])
+        similarity = torch.nn.functional.cosine_similarity(others - others.mean(0), own - others.mean(0))
         return [among[i] for i in similarity.argsort(descending=True, stable=True).tolist()]

@@ -81,9 +81,7 @@ def check(rows: Sequence[EditRow], image_ids: set[str]) -> None:
             raise UserError(f"{row.edit_id}.target: {row.target!r} is the true answer; a counterfactual is needed")
         for probe in row.locality:
             if probe["kind"] not in LOCALITY_KINDS:
-                raise UserError(
-                    f"{row.edit_id}.locality: {probe['kind']!r} is not allowed; allowed: {', '.join(LOCALITY_KINDS)}"
-                )
+                raise UserError(f"{row.edit_id}.locality: {probe['kind']!r} is not allowed; allowed: {', '.join(LOCALITY_KINDS)}")
         shown = {row.image_id, *row.generality_image_ids, *(p["image_id"] for p in [*row.locality, *row.hops])}
         for image_id in sorted(shown - image_ids - {None}):
             raise UserError(f"{row.edit_id}: image {image_id!r} is missing from the image table")

@@ -1,8 +1,8 @@
 """Run one notebook and write its figures, tables and page, or write the index page that leads to all reports.
 
-    python -m stages.report metrics                 # notebooks/metrics.ipynb -> reports/metrics.html
-    python -m stages.report edits rows=12           # a parameter of the notebook, by name
-    python -m stages.report index                   # reports/index.html
+python -m stages.report metrics                 # notebooks/metrics.ipynb -> reports/metrics.html
+python -m stages.report edits rows=12           # a parameter of the notebook, by name
+python -m stages.report index                   # reports/index.html
 """
 
 import sys

@@ -17,17 +17,14 @@ from stages.report.names import ordered, select
 STYLE = Path(__file__).parent / "template" / "style.css"
 # The browser itself refuses whatever is not in the page.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-EXTERNAL = re.compile(
-    r"<script|<link|<iframe|<object|@import|(?:src|srcset|data)\s*=\s*[\"']?(?!data:)[^\"'\s>]|url\(", re.I
-)
+EXTERNAL = re.compile(r"<script|<link|<iframe|<object|@import|(?:src|srcset|data)\s*=\s*[\"']?(?!data:)[^\"'\s>]|url\(", re.I)
 
 
 def page(title: str, body: str, here: str) -> str:
     """A whole page with links to all reports; `here` names the one it is."""
     pages = {"index": "Overview"} | {name: report.title for name, report in names.REPORTS.items()}
     links = "".join(
-        f'<a href="{name}.html"{" aria-current=page" if name == here else ""}>{escape(text)}</a>'
-        for name, text in pages.items()
+        f'<a href="{name}.html"{" aria-current=page" if name == here else ""}>{escape(text)}</a>' for name, text in pages.items()
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,6 +85,10 @@ class Pictures:
     def can_show(self, image_id: str | None) -> bool:
         """Whether the picture may be shown."""
         return isinstance(image_id, str) and image_id in self._png
+
+    def png(self, image_id: str) -> bytes:
+        """The encoded picture; KeyError for one that may not be shown."""
+        return self._png[image_id]
 
     def tag(self, image_id: str | None, alt: str = "") -> Markup:
         """The picture, or words in its place."""
@@ -150,11 +151,7 @@ def gallery(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, r
             probe = min(sorted(set(of_kind["probe"])), key=lambda p: not _shows(of_kind, p, pictures))
             same = of_kind[of_kind["probe"] == probe].sort_values("seed").drop_duplicates("method").set_index("method")
             first = same.iloc[0]
-            tag = (
-                Markup('<span class="missing">black</span>')
-                if kind == "black_image"
-                else pictures.tag(first["image_id"])
-            )
+            tag = Markup('<span class="missing">black</span>') if kind == "black_image" else pictures.tag(first["image_id"])
             after = [_outcome(same.loc[m], edit.target) if m in same.index else "–" for m in methods]
             lines.append((names.KINDS.get(kind, kind), first["question"], tag, first["answer_off"], *after))
         header = ["Probe", "Question", "Picture", "Unedited", *(names.METHODS.get(m, m) for m in methods)]

@@ -56,9 +56,7 @@ def _files() -> Markup:
         for report in names.REPORTS.values()
     ]
     head = Markup("<thead><tr><th>Report</th><th>Figures</th><th>Tables</th></tr></thead>")
-    return Markup('<div class="scroll files"><table>{}<tbody>{}</tbody></table></div>').format(
-        head, Markup("").join(rows)
-    )
+    return Markup('<div class="scroll files"><table>{}<tbody>{}</tbody></table></div>').format(head, Markup("").join(rows))
 
 
 def _links(folder: str, files: tuple[str, ...], endings: tuple[str, str]) -> Markup:

@@ -74,7 +74,7 @@ REPORTS = {
     ),
     "edits": Report(
         "Edits", "Edits before and after: what the model answers to each kind of probe.",
-        ("edits_outcomes",), ("edits_outcomes",),
+        ("edit_example", "edits_outcomes"), ("edits_outcomes",),
     ),
     "metrics": Report(
         "Results",

@@ -115,9 +115,7 @@ def _frontier_panel(ax: matplotlib.axes.Axes, block: pd.DataFrame, look: dict[st
     ax.set_axisbelow(True)
 
 
-def variants(
-    table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str
-) -> Drawing:
+def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str) -> Drawing:
     """The trade-off under each variant of the radius (strategy, negative anchor or span)."""
     table = select(table, protocol=protocol, **wanted)
     table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())

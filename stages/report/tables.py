@@ -149,10 +149,7 @@ def backbone_accuracy(table: pd.DataFrame) -> Table:
             means = [found[found["split"] == s]["accuracy"].mean() for s in ("seen", "held-out")]
             entries = [Cell("–" if v != v else f"{100 * v:.1f}") for v in [*by_vendor.reindex(vendors), *means]]
             rows.append([Cell(str(backbone)), Cell(names.TASKS.get(task, task)), *entries])
-    caption = (
-        "Greedy, exact-match accuracy of the unedited models in per cent, by vendor "
-        f"({count(table['n'])} questions each)."
-    )
+    caption = f"Greedy, exact-match accuracy of the unedited models in per cent, by vendor ({count(table['n'])} questions each)."
     header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out"]
     return Table(header, rows, caption, labels=2)
 
@@ -189,9 +186,7 @@ def okedit_probes(edits: pd.DataFrame) -> Table:
         rows.append([Cell(names.KINDS.get(kind, kind)), *(Cell(str(v)) for v in counts.loc[kind])])
     sizes = ", ".join(f"{(edits['split'] == s).sum()} {s}" for s in splits)
     caption = (
-        f"Probes stored by kind and split (edits: {sizes}); pairs of a rephrasing and another picture are "
-        "formed "
-        "from these."
+        f"Probes stored by kind and split (edits: {sizes}); pairs of a rephrasing and another picture are formed from these."
     )
     return Table(["Probe", *splits], rows, caption)
 

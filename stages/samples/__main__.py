@@ -1,6 +1,6 @@
 """Generate the samples of every edit of a dataset: data/samples/<dataset>/samples.parquet and images.parquet.
 
-    python -m stages.samples okedit
+python -m stages.samples okedit
 """
 
 import sys
@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from stages.assets import knowledge
-from stages.backbone.corpus import SEEN_VENDORS
 from stages.backbone.vlm import Backbone
 from stages.okedit.images import Neighbours
 from stages.okedit.schema import IMAGES, Picture, read_edits, write_table
@@ -32,10 +32,9 @@ def main() -> None:
     backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
     emoji = Path("data/assets/emoji")
     codes = [c.code_point for c in concepts]
-    vendors = sorted({row["image_id"].split("/")[0] for row in rows})
-    neighbours = Neighbours.of(backbone.model.model.vision_tower, emoji, vendors, codes)
+    neighbours = Neighbours(backbone.model.model.vision_tower, emoji, codes)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
-    for row in rows:
+    for row in tqdm(rows, desc=f"samples {dataset.name}"):
         vendor = row["image_id"].split("/")[0]
         shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
         own = concepts[index[row["concept"]]]

@@ -1,7 +1,7 @@
 """Samples of an edit (Guo et al., section 4.2): what it must reach and what it must not, made without extra training data.
 
-Positive: the same picture with a rephrased question. Negative: a picture that shows nothing of the edit (all black in the paper) with the
-original question. The alternatives are for the ablation over anchors.
+Positive: the same picture with a rephrased question. Negative: a picture that shows nothing of the edit (all black in the
+paper) with the original question. The alternatives are for the ablation over anchors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ def samples_of(
 ) -> list[Sample]:
     """All samples of one edit.
 
-    `others` are the concepts for which the question makes sense and which no probe of the edit shows; `image_ids` names a concept's picture.
+    `others` are the concepts for which the question makes sense and which no probe of the edit shows; `image_ids` names a
+    concept's picture.
     """
     rng = np.random.default_rng(derive_seed(seed, "samples", row["edit_id"]))
     nearest = neighbours.nearest(vendor, concept, others)[0]

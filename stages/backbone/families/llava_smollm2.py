@@ -43,9 +43,7 @@ def build(assets: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokeni
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
     tower = torch.load(assets / "efficientnet-lite0.pth", weights_only=True)
-    model.model.vision_tower.net.load_state_dict(
-        {name: weight for name, weight in tower.items() if not name.startswith("_fc.")}
-    )
+    model.model.vision_tower.net.load_state_dict({name: weight for name, weight in tower.items() if not name.startswith("_fc.")})
     for parameter in model.model.multi_modal_projector.parameters():
         torch.nn.init.zeros_(parameter)
     tokenizer.pad_token = tokenizer.eos_token = END

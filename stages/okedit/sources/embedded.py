@@ -75,7 +75,8 @@ class Builder:
                         picked.append((split, relation, queue.pop()))
             if len(picked) < wanted:
                 raise UserError(
-                    f"datasets.{self.dataset.name}.{split}: {wanted} is more than the facts there are; allowed: up to {len(picked)}"
+                    f"datasets.{self.dataset.name}.{split}: {wanted} is more than the facts there are; "
+                    f"allowed: up to {len(picked)}"
                 )
             chosen += picked
         return chosen
@@ -130,7 +131,12 @@ class Builder:
         near, rest = ranked[: self.dataset.near], ranked[self.dataset.near + 1 :]  # the next nearest is left for a sample
         far = [rest[i] for i in rng.permutation(len(rest))[: self.dataset.far]]
         probes = [
-            {"kind": "near_image", "image_id": self.picture(vendor, c), "question": relation.question, "answer": relation.facts[c]}
+            {
+                "kind": "near_image",
+                "image_id": self.picture(vendor, c),
+                "question": relation.question,
+                "answer": relation.facts[c],
+            }
             for c in near
         ]
         probes += [
@@ -155,9 +161,7 @@ class Builder:
             other = self.relations[str(rng.choice([r for r in self.relations if r != relation.relation]))]
             shown = str(rng.choice([c for c in other.facts if self.name[c] != self.name[concept]]))
             picture = self.picture(str(rng.choice(SEEN_VENDORS)), shown)
-            probes.append(
-                {"kind": "unrelated", "image_id": picture, "question": other.question, "answer": other.facts[shown]}
-            )
+            probes.append({"kind": "unrelated", "image_id": picture, "question": other.question, "answer": other.facts[shown]})
         for i in rng.permutation(len(self.text_only))[: self.dataset.text_only]:
             question, answer = self.text_only[i]
             probes.append({"kind": "text_only", "image_id": None, "question": question, "answer": answer})
@@ -200,7 +204,7 @@ def build(
     """The dataset's rows, its pictures sorted by id, and what was rejected, by reason."""
     tower = backbones[0].model.model.vision_tower
     codes = [c.code_point for c in knowledge.concepts]
-    neighbours = Neighbours.of(tower, assets / "emoji", SEEN_VENDORS, codes)
+    neighbours = Neighbours(tower, assets / "emoji", codes)
     builder = Builder(knowledge, dataset, assets, seed, neighbours, backbones)
     rows = [builder.edit(*choice) for choice in tqdm(builder.choose(), desc=f"okedit {dataset.name}")]
     return rows, [builder.pictures[i] for i in sorted(builder.pictures)], builder.rejected

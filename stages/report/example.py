@@ -1,0 +1,63 @@
+"""One edit as a picture: what the model answered before and what it answers after, for one probe of each telling kind."""
+
+import io
+import textwrap
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from stages.report import names
+from stages.report.canvas import COLOURS, PAGE, STYLE, Drawing, panels
+from stages.report.html import Pictures, showable
+from stages.report.names import need, select
+
+KINDS = ("edit", "text_generality", "image_generality", "near_image", "other_question")
+
+
+def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, method: str) -> Drawing:
+    """The first test edit that the model knew before and that has a picture to show for every kind in `KINDS`.
+
+    Chosen by what can be shown and what was known, never by how well the edit went.
+    """
+    pictures = Pictures(images)
+    found = select(outcomes, method=method)
+    for edit in showable(edits, pictures, len(edits)).itertuples():
+        own = found[found["edit_id"] == edit.edit_id]
+        probes = [probe for kind in KINDS if (probe := _shown(own[own["kind"] == kind], pictures)) is not None]
+        if len(probes) == len(KINDS) and probes[0]["correct_off"]:
+            return _draw(edit, probes, pictures, method)
+    need(found.head(0), method, "an edit that can be shown")
+    raise AssertionError("need() refuses an empty table")
+
+
+def _shown(probes: pd.DataFrame, pictures: Pictures) -> pd.Series | None:
+    """The first probe whose picture may be shown."""
+    allowed = probes[probes["image_id"].map(pictures.can_show)]
+    return None if allowed.empty else allowed.sort_values("probe").iloc[0]
+
+
+def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str) -> Drawing:
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(1, len(probes), PAGE, 2.3)
+        for ax, probe in zip(axes[0], probes, strict=True):
+            ax.imshow(np.asarray(Image.open(io.BytesIO(pictures.png(probe["image_id"]))).convert("RGBA")))
+            ax.set_axis_off()
+            ax.set_title(names.KINDS[probe["kind"]], fontweight="bold")
+            after = {"target": probe["expected"] or edit.target, "unchanged": probe["answer_off"]}
+            wanted = probe["target"] if probe["kind"] in names.REACHED else probe["same"]
+            below = {"ha": "center", "va": "top", "transform": ax.transAxes, "fontsize": 7}
+            ax.text(0.5, -0.04, textwrap.fill(probe["question"], 24), style="italic", **below)
+            ax.text(0.5, -0.34, f"before: {textwrap.shorten(probe['answer_off'], 24)}", **below)
+            said = after.get(probe["outcome"], "another answer")
+            if probe["outcome"] == "target" and probe["kind"] not in names.REACHED:
+                said = edit.target
+            colour = COLOURS[0] if wanted else COLOURS[5]
+            ax.text(0.5, -0.46, f"after: {said} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
+    caption = (
+        f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {edit.answer} to {edit.target}. "
+        "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, the first that the "
+        "unedited model knew and that can be shown). " + names.CREDIT
+    )
+    return Drawing(figure, caption)
