@@ -1,0 +1,104 @@
+"""The codebook by hand: nearest-key routing, what a sequence of edits does to radii, batches that mix entries."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.backbone.vlm import Query, mean_over
+from stages.editing.codebook import UNEDITED, Codebook, Entry
+from stages.editing.editor import Edit
+
+
+def entry(x: float, radius: float, target: str = "a", edit: Edit | None = None) -> Entry:
+    return Entry(torch.tensor([x, 0.0]), radius, target, edit or Edit(None))
+
+
+def at(*xs: float) -> torch.Tensor:
+    return torch.tensor([[x, 0.0] for x in xs])
+
+
+def test_an_empty_codebook_answers_nothing() -> None:
+    assert Codebook().route(at(0, 1)).tolist() == [UNEDITED, UNEDITED]
+
+
+def test_the_nearest_key_decides_and_its_border_belongs_to_it() -> None:
+    book = Codebook(entries=[entry(0, 1), entry(10, 5, "b")])
+    assert book.route(at(0, 1, 1.5, 4.9, 5.1, 15, 15.1)).tolist() == [0, 0, UNEDITED, UNEDITED, 1, 1, UNEDITED]
+
+
+def test_a_wide_entry_does_not_answer_for_a_nearer_narrow_one() -> None:
+    book = Codebook(entries=[entry(0, 100), entry(10, 1, "b")])
+    assert book.route(at(8)).tolist() == [UNEDITED]
+
+
+def test_a_query_without_the_keys_span_is_never_inside() -> None:
+    assert Codebook(entries=[entry(0, 100)]).route(torch.full((1, 2), float("nan"))).tolist() == [UNEDITED]
+
+
+def test_cosine_distance_by_hand() -> None:
+    book = Codebook("cosine", [entry(2, 0.5)])
+    assert book.distances(torch.tensor([[5.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))[:, 0].tolist() == pytest.approx([0, 1, 2])
+
+
+def test_same_target_continues_and_widens() -> None:
+    again = Edit(None, steps=7)
+    book = Codebook(entries=[entry(0, 3)])
+    assert book.continues(at(2)[0], "a") == 0
+    assert book.add(entry(2, 2, edit=again)) == 0
+    assert [(e.radius, e.edit, e.key.tolist()) for e in book.entries] == [(4.0, again, [0, 0])]
+
+
+def test_same_target_outside_gets_its_own_entry() -> None:
+    book = Codebook(entries=[entry(0, 3)])
+    assert book.add(entry(4, 2)) == 1
+    assert [e.radius for e in book.entries] == [3, 2]
+
+
+def test_a_conflict_shrinks_both() -> None:
+    book = Codebook(entries=[entry(0, 3)])
+    assert book.continues(at(2)[0], "b") == UNEDITED
+    assert book.add(entry(2, 5, "b")) == 1
+    assert [e.radius for e in book.entries] == [1, 1]
+    assert book.route(at(0, 2)).tolist() == [0, 1]
+
+
+def test_a_new_wide_entry_yields_to_a_key_it_would_cover() -> None:
+    book = Codebook(entries=[entry(0, 1)])
+    book.add(entry(4, 5, "b"))
+    assert [e.radius for e in book.entries] == [1, 2]
+
+
+edits = st.tuples(st.integers(-20, 20), st.integers(1, 20), st.sampled_from("abc"))
+
+
+@given(st.lists(edits, min_size=1, max_size=12, unique_by=lambda e: e[0]))
+def test_no_entry_covers_the_key_of_another_target(sequence: list[tuple[int, int, str]]) -> None:
+    book = Codebook()
+    for x, radius, target in sequence:
+        index = book.add(entry(x, radius, target))
+        assert book.entries[index].target == target
+    apart = book.distances(torch.stack([e.key for e in book.entries]))
+    for i, one in enumerate(book.entries):
+        for j, other in enumerate(book.entries):
+            assert one.target == other.target or apart[i, j] > one.radius
+
+
+def test_a_batch_whose_rows_go_to_different_entries(backbone) -> None:
+    """Each row is what its own entry alone would give; an unedited row is what the model gives."""
+    queries = [Query("What is it?", "red"), Query("Who?", None), Query("What is it, then?", "noise")]
+    prompts = backbone.prompts(queries)
+    trunk = backbone.prefill(prompts)
+    phi = mean_over(trunk.inputs, prompts.spans["prompt"])
+    weight = backbone.edited.weight
+    edits = [Edit(lambda inputs, _prompt, k=k: inputs @ (k * weight).T) for k in (0.5, -2.0)]
+    book = Codebook(entries=[Entry(phi[0], 1e-3, "a", edits[0]), Entry(phi[2], 1e-3, "b", edits[1])])
+    chosen = book.route(phi)
+    assert chosen.tolist() == [0, UNEDITED, 1]
+    with torch.no_grad(), book.applied(backbone, prompts.mask, chosen):
+        mixed = backbone.tail(trunk.hidden, prompts.mask, 1)
+    for row, edit in enumerate((edits[0], Edit(None), edits[1])):
+        with torch.no_grad(), edit.applied(backbone, prompts.mask):
+            alone = backbone.tail(trunk.hidden, prompts.mask, 1)
+        torch.testing.assert_close(mixed[row], alone[row])
+    assert not backbone.edited._forward_hooks
