@@ -50,7 +50,7 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 def harmonic_mean(parts: np.ndarray) -> np.ndarray:
     """Along the last axis; 0 where a part is 0, NaN where one is NaN."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return parts.shape[-1] / (1 / parts).sum(-1)
 
 

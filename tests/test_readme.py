@@ -1,0 +1,29 @@
+"""The README says what is true: its table is the pipeline's, its commands name parameters, methods and stages that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_headline_table_is_the_pipelines() -> None:
+    name, shown = re.search(r"<!-- headline: (\S+) -->\n(.*?)<!-- /headline -->", README, re.S).groups()
+    assert shown.strip() == (ROOT / name).read_text().strip()
+
+
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"-S '?([\w.-]+)=", README))))
+def test_a_parameter_that_a_command_sets_exists(key: str) -> None:
+    value = YAML(typ="safe").load(ROOT / "params.yaml")
+    for part in key.split("."):
+        assert part in value, key
+        value = value[part]
+
+
+def test_what_the_text_points_at_exists() -> None:
+    listed = set(re.findall(r"`((?:stages|tests|notebooks|reports/(?:tables|figures))/[\w./-]+?\.?\w+)/?`", README))
+    listed |= set(re.findall(r"\]\(((?:reports|notebooks|stages)/[\w./-]+)\)", README))
+    assert listed and [name for name in sorted(listed) if not (ROOT / name).exists()] == []
