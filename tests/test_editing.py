@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
+from stages.editing.__main__ import decode_shown
 from stages.editing.editor import Edit, Request, exact_with_margin, load_editor
 from stages.editing.grace import replaced
 from stages.editing.partial import Partial
+from stages.okedit.schema import encode
 from stages.params import UserError
 
 SETTINGS = {
@@ -152,6 +155,15 @@ def test_the_trunk_is_computed_once(backbone, probes, tmp_path: Path, monkeypatc
     assert torch.equal(first.hidden, again.hidden) and first.answers == again.answers
     with pytest.raises(pytest.fail.Exception):
         trace.cached_trunk(backbone, ROW, probes, digests | {"red": "another picture"}, tmp_path)
+
+
+def test_pictures_are_checked_before_any_edit(probes) -> None:
+    whole = encode(Image.new("RGB", (4, 4)))
+    assert set(decode_shown({"one": probes}, {"red": whole, "noise": whole})) == {"red", "noise"}
+    with pytest.raises(UserError, match="one: image 'noise' is missing"):
+        decode_shown({"one": probes}, {"red": whole})
+    with pytest.raises(UserError, match="image 'noise': not a readable picture"):
+        decode_shown({"one": probes}, {"red": whole, "noise": whole[:40]})
 
 
 def test_interrupted_work_resumes_and_other_inputs_do_not(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The embedded source on a small made-up world, and the schema's checks."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,10 @@ def test_tables_round_trip_and_a_lost_field_is_named(built, tmp_path: Path) -> N
     schema.write(tmp_path, rows, pictures)
     assert schema.read_edits(tmp_path, ("test",))[0]["edit_id"] == rows[0].edit_id
     assert schema.read_images(tmp_path / "images.parquet") == {p.image_id: p.png for p in pictures}
+    whole = pq.read_table(tmp_path / "edits.parquet").to_pylist()
+    schema.write_table(tmp_path / "edits.parquet", [whole[0] | {"target": None}, *whole[1:]], schema.EDITS)
+    with pytest.raises(UserError, match=re.escape(f"{rows[0].edit_id}.target: None")):
+        schema.read_edits(tmp_path)
     pq.write_table(pq.read_table(tmp_path / "edits.parquet").drop_columns(["target"]), tmp_path / "edits.parquet")
     with pytest.raises(UserError, match="'target' is missing"):
         schema.read_edits(tmp_path)

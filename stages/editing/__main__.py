@@ -8,17 +8,19 @@ Interrupted work resumes: each finished edit is kept under data/.partial until t
 import hashlib
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import load_editor
 from stages.editing.partial import Partial
-from stages.editing.trace import cached_trunk, code_digest, probes_of, request_of, trace_edit
+from stages.editing.trace import Probe, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_edits, read_images, write_table
 from stages.params import UserError, derive_seed, load, run
 
@@ -36,6 +38,8 @@ def main() -> None:
     folders = Path("data/okedit") / dataset.name, Path("data/samples") / dataset.name
     images = read_images(*(folder / "images.parquet" for folder in folders))
     samples = pq.read_table(folders[1] / "samples.parquet").to_pylist()
+    queries = {row["edit_id"]: probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
+    pictures = decode_shown(queries, images)
     backbone = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
     editor = load_editor(method.editor)
     weights = fingerprint(backbone)
@@ -51,11 +55,8 @@ def main() -> None:
                 name = f"{seed}-{row['edit_id']}"
                 if name in partial:
                     continue
-                probes = probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]])
-                shown = {p.image_id for p in probes if p.image_id is not None}
-                if missing := sorted(shown - images.keys()):
-                    raise UserError(f"{row['edit_id']}: image {missing[0]!r} is missing from the image tables")
-                backbone.add_pictures({i: decode(i, images[i]) for i in sorted(shown - backbone.pictures)})
+                probes = queries[row["edit_id"]]
+                backbone.add_pictures({p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None})
                 states = cached_trunk(backbone, row, probes, digests, CACHE)
                 seeded = hyper | {"seed": derive_seed(seed, "edit", row["edit_id"])}
                 edit = editor(backbone, request_of(states), seeded)
@@ -67,6 +68,17 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, traced)
     print(f"[edits] {cell}: {len(rows)} edits x {len(seeds)} seeds, {len(traced)} rows -> {path}")
+
+
+def decode_shown(queries: Mapping[str, Sequence[Probe]], images: Mapping[str, bytes]) -> dict[str, Image.Image]:
+    """Every picture that some edit's probes show; UserError names the first that is missing or cannot be read."""
+    pictures = {}
+    for edit_id, probes in queries.items():
+        for image_id in sorted({p.image_id for p in probes if p.image_id is not None} - pictures.keys()):
+            if image_id not in images:
+                raise UserError(f"{edit_id}: image {image_id!r} is missing; allowed: the {len(images)} ids of the image tables")
+            pictures[image_id] = decode(image_id, images[image_id])
+    return pictures
 
 
 def fingerprint(backbone: Backbone) -> str:

@@ -110,7 +110,12 @@ def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, A
     for name in EDITS.names:
         if name not in table.column_names:
             raise UserError(f"{path}: the field {name!r} is missing; needed: {', '.join(EDITS.names)}")
-    return [row for row in table.to_pylist() if row["split"] in splits]
+    rows = [row for row in table.to_pylist() if row["split"] in splits]
+    for row in rows:
+        for name in EDITS.names:
+            if row[name] is None:
+                raise UserError(f"{path}: {row['edit_id'] or '?'}.{name}: None; every field of the OKEDIT schema is needed")
+    return rows
 
 
 def read_images(*paths: Path) -> dict[str, bytes]:
