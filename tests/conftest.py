@@ -7,7 +7,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN
+from stages.backbone.adapters import adapt
+from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
 
@@ -47,7 +48,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCon
 @pytest.fixture()
 def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
     """A tiny backbone that has seen the pictures "red" and "noise"."""
-    made = Backbone(make_model(tokenizer), tokenizer, LAYER, "tiny")
+    model = make_model(tokenizer)
+    made = Backbone(model, tokenizer, LAYER, "tiny", adapt(model, tokenizer, prompt=PROMPT))
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     made.add_pictures({"red": Image.new("RGB", (64, 64), (200, 30, 30)), "noise": Image.fromarray(noise)})
     return made

@@ -6,7 +6,7 @@ import torch
 
 from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN, TEMPLATE
 from stages.backbone.train import Row, pack, ridge_init
-from stages.backbone.vlm import Backbone, Query, mean_over, positions
+from stages.backbone.vlm import Backbone, Query, following, mean_over
 from stages.params import UserError
 
 QUERIES = [Query("What is it?", "red"), Query("Which colour does the thing have?", "noise"), Query("Who?", None)]
@@ -63,7 +63,8 @@ def test_tail_from_the_cached_trunk_gives_the_full_forwards_logits(backbone: Bac
     hidden, _, _ = backbone.extend(trunk, answers)
     mask = torch.cat([trunk.prompts.mask, torch.ones_like(answers, dtype=torch.bool)], 1)
     with torch.no_grad():
-        logits = backbone.head(backbone.tail(torch.cat([trunk.hidden, hidden], 1), mask, answers.shape[1] + 1))
+        whole = torch.cat([trunk.hidden, hidden], 1)
+        logits = backbone.head(backbone.tail(whole, mask, trunk.prompts.positions, answers.shape[1] + 1))
     for i, query in enumerate(QUERIES):
         expected = full_logits(backbone, query, answers[i].tolist(), pictures[query.image_id])
         torch.testing.assert_close(logits[i], expected, atol=1e-5, rtol=1e-5)
@@ -91,14 +92,15 @@ def test_greedy_agrees_with_generate(backbone: Backbone, pictures: dict) -> None
 
 def test_a_layer_that_does_not_exist_is_named(tokenizer, backbone: Backbone) -> None:
     with pytest.raises(UserError, match=r"layer: 5 .*0\.\.4"):
-        Backbone(backbone.model, tokenizer, 5, "tiny")
+        Backbone(backbone.model, tokenizer, 5, "tiny", backbone.adapter)
 
 
 def test_mean_over_and_positions_by_hand() -> None:
     states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]]])
     assert mean_over(states, torch.tensor([[True, True, False]])).tolist() == [[2.0, 4.0]]
     assert mean_over(states, torch.zeros(1, 3, dtype=torch.bool)).isnan().all()
-    assert positions(torch.tensor([[False, True, True], [True, True, True]])).tolist() == [[0, 0, 1], [0, 1, 2]]
+    assert following(torch.tensor([[0, 0, 1], [0, 1, 2]]), 2).tolist() == [[2, 3], [3, 4]]
+    assert following(torch.tensor([[[0, 1]], [[0, 3]]]), 1).tolist() == [[[2]], [[4]]]
 
 
 def test_packed_branches_do_not_see_each_other(backbone: Backbone, tokenizer) -> None:
@@ -110,7 +112,7 @@ def test_packed_branches_do_not_see_each_other(backbone: Backbone, tokenizer) ->
     for batch in [together, *(pack([Row(features, [turn])], tokenizer, TEMPLATE, IMAGE_TOKEN, END) for turn in turns)]:
         embeds = backbone.model.get_input_embeddings()(batch.ids)
         shown = backbone.model.model.multi_modal_projector(batch.images)
-        embeds = embeds.masked_scatter((batch.ids == backbone.image_token)[..., None], shown)
+        embeds = embeds.masked_scatter((batch.ids == backbone.adapter.image_id)[..., None], shown)
         with torch.no_grad():
             out = backbone.decoder(inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)
         hidden.append(out.last_hidden_state[batch.labels != -100])

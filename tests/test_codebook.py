@@ -96,9 +96,9 @@ def test_a_batch_whose_rows_go_to_different_entries(backbone) -> None:
     chosen = book.route(phi)
     assert chosen.tolist() == [0, UNEDITED, 1]
     with torch.no_grad(), book.applied(backbone, prompts.mask, chosen):
-        mixed = backbone.tail(trunk.hidden, prompts.mask, 1)
+        mixed = backbone.tail(trunk.hidden, prompts.mask, prompts.positions, 1)
     for row, edit in enumerate((edits[0], Edit(None), edits[1])):
         with torch.no_grad(), edit.applied(backbone, prompts.mask):
-            alone = backbone.tail(trunk.hidden, prompts.mask, 1)
+            alone = backbone.tail(trunk.hidden, prompts.mask, prompts.positions, 1)
         torch.testing.assert_close(mixed[row], alone[row])
     assert not backbone.edited._forward_hooks

@@ -1,6 +1,7 @@
 """Editors and traces: edits succeed and restore, outcomes and distances by hand, resumption."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.__main__ import decode_shown
-from stages.editing.editor import Edit, Request, exact_with_margin, load_editor
+from stages.editing.editor import Edit, exact_with_margin, load_editor
 from stages.editing.grace import replaced
 from stages.editing.partial import Partial
 from stages.okedit.schema import encode
@@ -91,7 +92,7 @@ def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, st
                 hidden = trunk.hidden
             mask = torch.cat([prompts.mask, torch.ones(1, len(said), dtype=torch.bool)], 1)
             with torch.no_grad(), edit.applied(backbone, prompts.mask):
-                said.append(int(backbone.head(backbone.tail(hidden, mask, 1))[0, -1].argmax()))
+                said.append(int(backbone.head(backbone.tail(hidden, mask, prompts.positions, 1))[0, -1].argmax()))
         text = backbone.decode(said)
         assert row["same_on"] == (text == row["answer_off"])
         if probe.kind in trace.GENERALITY:
@@ -142,7 +143,7 @@ def test_grace_replaces_where_it_says() -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
     request = trace.request_of(states)
-    broken = Request(request.hidden * float("nan"), request.mask, request.prompt, request.target)
+    broken = replace(request, hidden=request.hidden * float("nan"))
     with pytest.raises(FloatingPointError, match="nan after 0 steps"):
         load_editor("balancedit")(backbone, broken, SETTINGS["balancedit"])
 

@@ -6,6 +6,7 @@ python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<n
 
 import hashlib
 import importlib
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from stages.assets import knowledge
 from stages.backbone import corpus, train
 from stages.backbone.evaluate import accuracy_table
-from stages.backbone.vlm import Backbone
+from stages.backbone.vlm import PROMPT, Backbone
 from stages.params import Params, UserError, derive_seed, load, run
 
 ASSETS = Path("data/assets")
@@ -89,6 +90,7 @@ def assemble(params: Params, name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    (partial / PROMPT).write_text(json.dumps(family(params, name).PROMPT, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     backbone = Backbone.open(folder, params.backbone(name).layer)

@@ -7,9 +7,11 @@ every answer starts in one column.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,9 +19,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
 import stages.backbone.tower  # noqa: F401  (registers the embedded tower with AutoModel)
-from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN, TEMPLATE
+from stages.backbone.adapters import adapt
+from stages.backbone.adapters.base import Adapter, Shown
 from stages.params import UserError
 
+PROMPT = "prompt.json"  # how the embedded checkpoint is asked: what of its adapter's prompt differs
 SPANS = ("prompt", "question", "image", "last")
 
 
@@ -37,6 +41,7 @@ class Prompts:
 
     embeds: torch.Tensor  # [B, P, D]
     mask: torch.Tensor  # [B, P] bool: True on real positions
+    positions: torch.Tensor  # [B, P] or, with several position axes, [axes, B, P]
     spans: dict[str, torch.Tensor]  # name → [B, P] bool
 
 
@@ -59,26 +64,20 @@ class PassThrough(nn.Module):
 
 
 class Backbone:
-    """A frozen vision-language model with one editable linear map, `layers[layer].mlp.up_proj`.
+    """A frozen vision-language model with one editable linear map, `adapter.linear` of `layers[layer]`.
 
-    `images` maps an image id to a picture; projected picture tokens are computed once per id.
+    A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
     """
 
-    def __init__(self, model: nn.Module, tokenizer, layer: int, fingerprint: str):
-        self.model, self.tokenizer, self.layer, self.fingerprint = (
-            model.eval().requires_grad_(False),
-            tokenizer,
-            layer,
-            fingerprint,
-        )
-        self.decoder = model.model.language_model
+    def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
+        self.model, self.tokenizer, self.adapter = model.eval().requires_grad_(False), tokenizer, adapter
+        self.decoder, self.head, self.layer, self.fingerprint = adapter.decoder, adapter.head, layer, fingerprint
         if not 0 <= layer < len(self.decoder.layers):
             raise UserError(f"layer: {layer} is not a decoder layer; allowed: 0..{len(self.decoder.layers) - 1}")
-        self.edited: nn.Linear = self.decoder.layers[layer].mlp.up_proj
-        self.head: nn.Module = model.lm_head
-        self.image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self.end = tokenizer.convert_tokens_to_ids(END)
-        self._pictures: dict[str, torch.Tensor] = {}
+        self.edited: nn.Linear = self.decoder.layers[layer].get_submodule(adapter.linear)
+        self.end = tokenizer.convert_tokens_to_ids(adapter.end)
+        self._images: dict[str, Image.Image] = {}
+        self._shown: dict[tuple[str, str], Shown] = {}
 
     @classmethod
     def open(cls, folder: Path, layer: int) -> "Backbone":
@@ -87,35 +86,37 @@ class Backbone:
             raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        return cls(model, AutoTokenizer.from_pretrained(folder), layer, f"{digest[:16]}-{layer}")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        prompt = json.loads((folder / PROMPT).read_text())
+        return cls(model, tokenizer, layer, f"{digest[:16]}-{layer}", adapt(model, tokenizer, prompt=prompt))
 
     # -- prompts ------------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def add_pictures(self, pictures: dict[str, Image.Image], batch: int = 32) -> None:
-        """Run the vision tower and projector over pictures not seen before."""
-        new = [image_id for image_id in pictures if image_id not in self._pictures]
-        size = self.model.config.vision_config.image_size
-        for start in range(0, len(new), batch):
-            ids = new[start : start + batch]
-            pixels = stages.backbone.tower.preprocess([pictures[i] for i in ids], size)
-            features = self.model.get_image_features(pixels).pooler_output
-            self._pictures.update(zip(ids, features, strict=True))
+    def add_pictures(self, pictures: Mapping[str, Image.Image]) -> None:
+        """Make pictures known by their ids; their tokens are computed when a query first shows them."""
+        self._images.update(pictures)
 
-    @property
-    def pictures(self) -> set[str]:
-        """Ids of the pictures already seen."""
-        return set(self._pictures)
+    @torch.no_grad()
+    def show(self, queries: Sequence[Query], batch: int = 32) -> list[Shown | None]:
+        """The tokens of each query's picture, None where it has none."""
+        keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
+        new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._shown]
+        for start in range(0, len(new), batch):
+            part = new[start : start + batch]
+            shown = self.adapter.show([self._images[i] for i, _ in part], [question for _, question in part])
+            self._shown.update(zip(part, shown, strict=True))
+        return [key and self._shown[key] for key in keys]
 
     def prompts(self, queries: Sequence[Query]) -> Prompts:
         """Embed a batch of queries; the picture's tokens stand where the template says."""
-        head, tail = TEMPLATE.split("{question}")
+        head, tail = self.adapter.template.split("{question}")
+        shown = self.show(queries)
         parts = []
-        for query in queries:
-            tokens = self.model.config.image_seq_length if query.image_id is not None else 0
-            before = self.tokenizer(head.format(image=IMAGE_TOKEN * tokens)).input_ids
-            asked = self.tokenizer(query.question).input_ids
-            parts.append((before, asked, self.tokenizer(tail).input_ids))
+        for query, picture in zip(queries, shown, strict=True):
+            before, after = self.adapter.marks
+            image = before + self.adapter.image_token * len(picture.features) + after if picture else ""
+            texts = (head.replace("{image}", image), query.question, tail)
+            parts.append([self.tokenizer(text, add_special_tokens=False).input_ids for text in texts])
         length = max(sum(map(len, part)) for part in parts)
         ids = torch.full((len(parts), length), self.end)
         spans = {name: torch.zeros(len(parts), length, dtype=torch.bool) for name in SPANS}
@@ -126,17 +127,17 @@ class Backbone:
             question = start + len(before)
             spans["question"][row, question : question + len(asked)] = True
             spans["last"][row, -1] = True
-        shown = ids == self.image_token
-        spans["image"] = shown & spans["prompt"]
-        embeds = self.model.get_input_embeddings()(ids)
-        if shown.any():
-            features = torch.cat([self._pictures[q.image_id] for q in queries if q.image_id is not None])
-            embeds = embeds.masked_scatter(shown[..., None], features)
-        return Prompts(embeds, spans["prompt"], spans)
+        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"]
+        positions = self.adapter.positions(ids, spans["prompt"], [picture and picture.grid for picture in shown])
+        embeds = self.adapter.embed(ids)
+        if spans["image"].any():
+            features = torch.cat([picture.features for picture in shown if picture is not None])
+            embeds = embeds.masked_scatter(spans["image"][..., None], features.to(embeds.dtype))
+        return Prompts(embeds, spans["prompt"], positions, spans)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer with its end token."""
-        return [*self.tokenizer(answer).input_ids, self.end]
+        return [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.end]
 
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class Backbone:
             seen["hidden"] = args[0] if args else kwargs["hidden_states"]
 
         def feeding(_module: nn.Module, args: tuple) -> None:
-            seen["inputs"] = args[0]
+            seen["inputs"] = args[0].reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
 
         hooks = [
             self.decoder.layers[self.layer].register_forward_pre_hook(entering, with_kwargs=True),
@@ -168,8 +169,8 @@ class Backbone:
         with self._watch() as seen:
             out = self.decoder(
                 inputs_embeds=prompts.embeds,
-                attention_mask=prompts.mask.long(),
-                position_ids=positions(prompts.mask),
+                attention_mask=self.adapter.attention(prompts.mask, prompts.mask.shape[1]),
+                position_ids=prompts.positions,
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -185,9 +186,9 @@ class Backbone:
         mask = torch.cat([past, torch.ones_like(ids, dtype=torch.bool)], 1)
         with self._watch() as seen:
             out = self.decoder(
-                inputs_embeds=self.model.get_input_embeddings()(ids),
+                inputs_embeds=self.adapter.embed(ids),
                 attention_mask=mask.long(),
-                position_ids=positions(mask)[:, past.shape[1] :],
+                position_ids=following(trunk.prompts.positions, ids.shape[1]),
                 past_key_values=trunk.cache,
                 use_cache=True,
             )
@@ -204,9 +205,9 @@ class Backbone:
         while answers.shape[1] < limit and not done.all():
             mask = torch.cat([past, torch.ones_like(answers, dtype=torch.bool)], 1)
             out = self.decoder(
-                inputs_embeds=self.model.get_input_embeddings()(token[:, None]),
+                inputs_embeds=self.adapter.embed(token[:, None]),
                 attention_mask=mask.long(),
-                position_ids=positions(mask)[:, -1:],
+                position_ids=following(trunk.prompts.positions, answers.shape[1])[..., -1:],
                 past_key_values=trunk.cache,
                 use_cache=True,
             )
@@ -220,36 +221,62 @@ class Backbone:
         """The text of an answer, without its end token."""
         return self.tokenizer.decode([i for i in ids if i != self.end]).strip()
 
+    @contextlib.contextmanager
+    def replaced(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: int) -> Iterator[None]:
+        """While open, the edited linear map gives `output(inputs [B, T, D], unedited [B, T, out])`; `rows` is B."""
+
+        def hook(_module: nn.Module, args: tuple[torch.Tensor], unedited: torch.Tensor) -> torch.Tensor:
+            inputs, flat = args[0].reshape(rows, -1, args[0].shape[-1]), unedited.shape
+            return output(inputs, unedited.reshape(rows, inputs.shape[1], -1)).reshape(flat)
+
+        handle = self.edited.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     # -- from layer ℓ on ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def from_layer(self) -> Iterator[None]:
-        """While open, the decoder takes the states that enter layer ℓ as its input embeddings; layers below ℓ pass them
-        through.
-        """
+    def from_layer(self, hidden: torch.Tensor) -> Iterator[None]:
+        """While open, the layers below ℓ pass through and `hidden` enters layer ℓ, whatever the decoder is given."""
         layers = self.decoder.layers
         frozen = [layers[i] for i in range(self.layer)]
+
+        def inject(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            return (hidden, *args[1:]), {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+        hook = layers[self.layer].register_forward_pre_hook(inject, with_kwargs=True)
         for i in range(self.layer):
             layers[i] = PassThrough()
         try:
             yield
         finally:
+            hook.remove()
             for i, module in enumerate(frozen):
                 layers[i] = module
 
-    def tail(self, hidden: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
+    def tail(self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last: int) -> torch.Tensor:
         """Final hidden states [B, last, D] of the last `last` positions, from the states [B, T, D] that enter layer ℓ.
 
-        Differentiable with respect to whatever replaces the edited linear map.
+        `positions` [..., B, P] are the prompt's (see `Prompts`); the T - P answer tokens follow on. Differentiable with respect
+        to whatever replaces the edited linear map.
         """
-        with self.from_layer():
-            out = self.decoder(inputs_embeds=hidden, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False)
+        prompt = positions.shape[-1]
+        width = self.adapter.embed.weight.shape[1]  # not the hidden size where the decoder projects its embeddings
+        with self.from_layer(hidden):
+            out = self.decoder(
+                inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width),
+                attention_mask=self.adapter.attention(mask, prompt),
+                position_ids=torch.cat([positions, following(positions, hidden.shape[1] - prompt)], -1),
+                use_cache=False,
+            )
         return out.last_hidden_state[:, -last:]
 
 
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Position ids [B, T] of a padded batch: real tokens count from 0."""
-    return (mask.long().cumsum(1) - 1).clamp(min=0)
+def following(positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Position ids [..., B, count] of answer tokens: they go on from the prompt's last."""
+    return positions[..., -1:] + 1 + torch.arange(count, device=positions.device)
 
 
 def mean_over(states: torch.Tensor, span: torch.Tensor) -> torch.Tensor:

@@ -88,15 +88,12 @@ class Codebook:
     def applied(self, backbone: Backbone, prompt: torch.Tensor, chosen: torch.Tensor) -> Iterator[None]:
         """While open, row b of a batch with prompt positions `prompt` [B, P] is answered by entry `chosen[b]` (see `route`)."""
 
-        def output(_module: torch.nn.Module, args: tuple[torch.Tensor], unedited: torch.Tensor) -> torch.Tensor:
+        def output(inputs: torch.Tensor, unedited: torch.Tensor) -> torch.Tensor:
             result = unedited.clone()
             for index in chosen[chosen != UNEDITED].unique().tolist():
                 rows, transform = chosen == index, self.entries[index].edit.output
-                result[rows] = transform(args[0][rows], prompt[rows])
+                result[rows] = transform(inputs[rows], prompt[rows])
             return result
 
-        hook = backbone.edited.register_forward_hook(output)
-        try:
+        with backbone.replaced(output, len(prompt)):
             yield
-        finally:
-            hook.remove()

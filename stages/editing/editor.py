@@ -23,13 +23,14 @@ Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class Request:
     """One edit to make, as the frozen trunk sees it: the prompt followed by all but the last of the target's A tokens.
 
-    `hidden` [1, T, D] enters layer ℓ; `mask` and `prompt` [1, T] mark real positions and the prompt's; `target` [1, A] ends
-    with the end token.
+    `hidden` [1, T, D] enters layer ℓ; `mask` [1, T] and `prompt` [1, P] mark real positions, `positions` [..., 1, P] are the
+    prompt's; `target` [1, A] ends with the end token.
     """
 
     hidden: torch.Tensor
     mask: torch.Tensor
     prompt: torch.Tensor
+    positions: torch.Tensor
     target: torch.Tensor
 
 
@@ -53,11 +54,8 @@ class Edit:
         if self.output is None:
             yield
             return
-        hook = backbone.edited.register_forward_hook(lambda _module, args, _out: self.output(args[0], prompt))
-        try:
+        with backbone.replaced(lambda inputs, _unedited: self.output(inputs, prompt), len(prompt)):
             yield
-        finally:
-            hook.remove()
 
 
 def load_editor(name: str) -> Callable[[Backbone, Request, Mapping[str, Any]], Edit]:
@@ -85,7 +83,7 @@ def optimise(
     candidate, target = Edit(output), request.target[0]
     for step in range(steps + 1):
         with candidate.applied(backbone, request.prompt):
-            states = backbone.tail(request.hidden, request.mask, len(target))
+            states = backbone.tail(request.hidden, request.mask, request.positions, len(target))
         logits = backbone.head(states)[0]
         loss = F.cross_entropy(logits, target)
         if not torch.isfinite(loss):

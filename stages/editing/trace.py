@@ -77,6 +77,7 @@ class States:
 
     hidden: torch.Tensor  # [N, P, D]
     mask: torch.Tensor  # [N, P]
+    positions: torch.Tensor  # [..., N, P]
     phi: dict[str, torch.Tensor]  # span → [queries, D], NaN where the span does not exist
     answers: list[str]  # N greedy answers of the unedited model
     target: Candidates  # what the edit wants: the target, for hops their answer after the edit
@@ -112,7 +113,7 @@ def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe
     reached = torch.tensor([p.kind in GENERALITY for p in outcome])[:, None]
     phi["teacher_forced"] = torch.cat([torch.where(reached, leaked, true), _with_answer(seen, sample_inputs, sample.real)])
     answers = [backbone.decode(ids) for ids in greedy]
-    return States(trunk.hidden, trunk.prompts.mask, phi, answers, target, same, truth)
+    return States(trunk.hidden, trunk.prompts.mask, trunk.prompts.positions, phi, answers, target, same, truth)
 
 
 def _with_answer(trunk: Trunk, inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -157,7 +158,7 @@ def code_digest(*more: str) -> str:
     """
     editing, backbone = Path(__file__).parent, Path(vlm.__file__).parent
     sources = [editing / "trace.py", *(editing / f"{name}.py" for name in more)]
-    sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "families").glob("*.py"))]
+    sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "adapters").glob("*.py"))]
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
@@ -166,7 +167,7 @@ def request_of(states: States) -> Request:
     length = int(states.target.real[0].sum())
     hidden = torch.cat([states.hidden[:1], states.target.hidden[:1, : length - 1]], 1)
     mask = torch.cat([states.mask[:1], torch.ones(1, length - 1, dtype=torch.bool)], 1)
-    return Request(hidden, mask, states.mask[:1], states.target.ids[:1, :length])
+    return Request(hidden, mask, states.mask[:1], states.positions[..., :1, :], states.target.ids[:1, :length])
 
 
 @torch.no_grad()
@@ -178,7 +179,7 @@ def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candida
     hidden = torch.cat([states.hidden, candidates.hidden], 1)
     mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)
     with edit.applied(backbone, states.mask):
-        logits = backbone.head(backbone.tail(hidden, mask, width))
+        logits = backbone.head(backbone.tail(hidden, mask, states.positions, width))
     return logits.argmax(-1), logits.topk(TOP).indices
 
 

@@ -20,6 +20,7 @@ from stages.backbone.tower import EfficientNetLiteConfig
 IMAGE_TOKEN = "<empty_output>"  # a reserved token of SmolLM2's vocabulary that no text uses: no resized embeddings
 TEMPLATE = "<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
+PROMPT = {"template": TEMPLATE, "marks": ("", ""), "end": END}
 
 
 def build(assets: Path) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase]:

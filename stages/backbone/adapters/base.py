@@ -1,0 +1,85 @@
+"""What an architecture of Hugging Face's image-text models must say of itself to be edited.
+
+The defaults fit most: a decoder with `layers`, a gated MLP whose `up_proj` is edited, image features that replace placeholder
+tokens one for one, causal attention and one position a token. An architecture overrides what differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the language model receives it: `features` [tokens, D], and its patch grid where positions need one."""
+
+    features: torch.Tensor
+    grid: torch.Tensor | None = None
+
+
+class Adapter:
+    """One loaded model seen through its architecture.
+
+    `template` holds `{image}` and `{question}`. `marks` stand before and after a picture's placeholder tokens, and only
+    where there is one. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder layer.
+    `reads_question` says whether image features depend on the question.
+    """
+
+    template = "USER: {image}{question} ASSISTANT:"
+    marks = ("", "\n")
+    end: str | None = None
+    linear = "mlp.up_proj"
+    reads_question = False
+
+    def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):
+        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks` or `end`."""
+        self.model, self.tokenizer, self.process = model, tokenizer, process
+        for name, value in (prompt or {}).items():
+            setattr(self, name, value)
+        self.end = self.end or tokenizer.eos_token
+        self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)
+
+    @property
+    def image_id(self) -> int:
+        """The placeholder token of one image feature."""
+        return self.model.config.image_token_id
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The stack of decoder layers, with its final norm."""
+        return self.model.get_decoder()
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def embed(self) -> nn.Module:
+        """Token ids to embeddings."""
+        return self.decoder.get_input_embeddings()
+
+    def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
+        """What `get_image_features` takes for one picture."""
+        return self.process(images=image.convert("RGB"), return_tensors="pt")
+
+    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
+        """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens."""
+        shown = []
+        for image, question in zip(images, questions, strict=True):
+            inputs = {k: v.to(self.model.device) for k, v in self.inputs(image, question).items()}
+            features = self.model.get_image_features(**inputs).pooler_output
+            shown.append(Shown(features[0].flatten(0, -2), inputs.get("image_grid_thw")))
+        return shown
+
+    def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Position ids [B, P], or [axes, B, P], of left-padded prompts: real tokens count from 0."""
+        return (mask.long().cumsum(1) - 1).clamp(min=0)
+
+    def attention(self, mask: torch.Tensor, prompt: int) -> torch.Tensor:
+        """The attention mask of a whole sequence [B, T] whose first `prompt` positions are the prompt: causal."""
+        return mask.long()

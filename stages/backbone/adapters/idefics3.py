@@ -1,0 +1,19 @@
+"""Idefics3 (Laurençon et al., 2024): one global view of the picture, between its marks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from stages.backbone.adapters.base import Adapter
+
+
+class Architecture(Adapter):
+    """Tiling is off: the global view alone, so that every picture has as many tokens."""
+
+    template = "<|begin_of_text|>User:{image}{question}<end_of_utterance>\nAssistant:"
+    marks = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
+    end = "<end_of_utterance>"
+
+    def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
+        return self.process(images=image.convert("RGB"), return_tensors="pt", do_image_splitting=False)

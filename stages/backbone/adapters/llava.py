@@ -1,0 +1,19 @@
+"""LLaVA 1.5 (Liu et al., 2023) and the embedded LLaVAs, whose tower takes pictures through PIL alone."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from stages.backbone.adapters.base import Adapter, Shown
+from stages.backbone.tower import EfficientNetLiteConfig, preprocess
+
+
+class Architecture(Adapter):
+    """One feature a patch."""
+
+    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
+        vision = self.model.config.vision_config
+        if not isinstance(vision, EfficientNetLiteConfig):
+            return super().show(images, questions)
+        pixels = preprocess(images, vision.image_size).to(self.model.device)
+        return [Shown(features) for features in self.model.get_image_features(pixels).pooler_output]
