@@ -120,6 +120,16 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """The one tuning of the vision tower that the embedded backbones share (§5)."""
+
+    views: int = _key(_count(1))
+    steps: int = _key(_count(1))
+    batch: int = _key(_count(2))
+    lr: float = _key(_number(above=0))
+
+
+@dataclass(frozen=True)
 class Train:
     """One training of a backbone's connector and low-rank adapter (§5)."""
 
@@ -128,7 +138,6 @@ class Train:
     texts: int = _key(_count(0))
     lr: float = _key(_number(above=0))
     lora_rank: int = _key(_count(1))
-    views: int = _key(_count(1))
     feature_noise: float = _key(_number(0))
     warmup: float = _key(_number(0, 1))
 
@@ -188,6 +197,7 @@ class Params:
     key: Key
     radius: Radius
     metrics: Metrics
+    sight: Sight
     backbones: Mapping[str, Backbone]
     datasets: Mapping[str, Dataset]
     methods: Mapping[str, Method]
@@ -226,6 +236,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         key=key,
         radius=radius,
         metrics=_read(Metrics, "metrics", raw["metrics"], stages),
+        sight=_read(Sight, "sight", raw["sight"], stages),
         backbones=_axis("backbones", raw, partial(_read, Backbone, stages=stages)),
         datasets=_axis("datasets", raw, partial(_read, Dataset, stages=stages)),
         methods=_axis("methods", raw, method),

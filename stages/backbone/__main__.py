@@ -1,7 +1,8 @@
 """Train an embedded backbone once, or assemble it from the parts that came with pip and the trained weights in Git.
 
+python -m stages.backbone tower                     # stages/backbone/weights/tower.safetensors (half an hour on two cores)
+python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour)
 python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
-python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour on two cores)
 """
 
 import hashlib
@@ -9,41 +10,64 @@ import importlib
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import torch
 
 from stages.assets import knowledge
-from stages.backbone import corpus, train
+from stages.backbone import corpus, sight, train, views
+from stages.backbone.adapters import adapt
 from stages.backbone.evaluate import accuracy_table
-from stages.backbone.vlm import PROMPT, Backbone
+from stages.backbone.parts import PROMPT, fill_tower, language_model
+from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
+from stages.backbone.vlm import PROMPT as PROMPT_FILE
+from stages.backbone.vlm import Backbone
 from stages.params import Params, UserError, derive_seed, load, run
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
+SIGHT = WEIGHTS / "tower.safetensors"
+CACHE = Path("data/.cache/training")
 
 
-def family(params: Params, name: str):
+def family(params: Params, name: str) -> ModuleType:
     """The module that builds a backbone's untrained model."""
     module = params.backbone(name).family.replace("-", "_")
     return importlib.import_module(f"stages.backbone.families.{module}")
 
 
+def train_tower(params: Params) -> None:
+    """Tune the late blocks of the vision tower that the embedded backbones share; the weights go to Git."""
+    settings, facts = params.sight, knowledge.load()
+    seed = derive_seed(params.seed, "sight")
+    tower = fill_tower(EfficientNetLiteTower(EfficientNetLiteConfig()), ASSETS)
+    codes = [c.code_point for c in facts.concepts]
+    early = views.early_bank(tower, ASSETS / "emoji", codes, settings.views, seed, CACHE)
+    sight.tune(tower, early, [c.name for c in facts.concepts], settings, seed)
+    sight.save_sight(SIGHT, tower)
+    print(f"[backbone] tuned the tower for {settings.steps} steps on {early.shape[:3].numel():,} views -> {SIGHT}")
+
+
 def train_backbone(params: Params, name: str) -> None:
-    """Train projector and adapter from the parts; the weights go to Git."""
+    """Train connector and adapter from the parts; the weights go to Git."""
     settings, parts = params.backbone(name).train, family(params, name)
     facts = knowledge.load()
     checkpoint = checkpoint_path(params, name)
-    model, tokenizer = parts.build(ASSETS)
     seed = derive_seed(params.seed, "backbone", name)
-    codes = [c.code_point for c in facts.concepts]
-    bank = corpus.feature_bank(model.model.vision_tower, ASSETS / "emoji", codes, settings.views, seed)
-    names = train.name_embeddings(model, tokenizer, [c.name for c in facts.concepts])
-    pooled = bank.float().mean(3).flatten(0, 2)
-    train.ridge_init(model.model.multi_modal_projector, pooled, names.repeat(len(pooled) // len(names), 1))
+    names, codes = ([getattr(c, part) for c in facts.concepts] for part in ("name", "code_point"))
+    language, _, tokenizer = language_model(ASSETS)
     questions = [row["question"] for row in pq.read_table(ASSETS / "nq_open.parquet").to_pylist()[: corpus.TRAINING_TEXTS]]
-    texts = train.own_answers(model, tokenizer, [corpus.as_sentence(q) for q in questions], parts.TEMPLATE)
+    texts = train.own_answers(language, tokenizer, [corpus.as_sentence(q) for q in questions])
+    model, _ = parts.build(ASSETS)
+    sight.apply_sight(parts.tower(model), SIGHT)
+    early = views.early_bank(
+        parts.tower(model), ASSETS / "emoji", codes, params.sight.views, derive_seed(params.seed, "sight"), CACHE
+    )
+    bank = views.feature_bank(parts.tower(model), early)
+    parts.start(model, tokenizer, bank, names, seed)
     draw = train.batches(
         corpus.training_questions(facts),
         bank,
@@ -51,10 +75,11 @@ def train_backbone(params: Params, name: str) -> None:
         images=settings.batch,
         texts=settings.texts,
         noise=settings.feature_noise,
-        packer=lambda rows: train.pack(rows, tokenizer, parts.TEMPLATE, parts.IMAGE_TOKEN, parts.END),
+        packer=partial(train.pack, tokenizer=tokenizer, shown=parts.connect(model, bank[0, 0, :1].float()).shape[1]),
     )
     tensors = train.train(
-        model,
+        adapt(model, tokenizer, prompt=PROMPT),
+        parts,
         draw,
         steps=settings.steps,
         lr=settings.lr,
@@ -76,7 +101,7 @@ def checkpoint_path(params: Params, name: str) -> Path:
     for path in sources:
         if "__pycache__" not in path.parts:
             digest.update(path.read_bytes())
-    return Path("data/.cache/training") / f"{name}-{digest.hexdigest()[:16]}.pt"
+    return CACHE / f"{name}-{digest.hexdigest()[:16]}.pt"
 
 
 def assemble(params: Params, name: str) -> None:
@@ -85,14 +110,15 @@ def assemble(params: Params, name: str) -> None:
     if not weights.exists():
         raise UserError(f"backbone: {weights} is missing; run `python -m stages.backbone train {name}`")
     model, tokenizer = family(params, name).build(ASSETS)
+    sight.apply_sight(family(params, name).tower(model), SIGHT)
     model = train.apply_weights(model, weights)
-    folder, partial = Path("data/backbones") / name, Path("data/backbones") / f"{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / PROMPT).write_text(json.dumps(family(params, name).PROMPT, indent=2))
+    folder, unfinished = Path("data/backbones") / name, Path("data/backbones") / f"{name}.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    unfinished.rename(folder)
     backbone = Backbone.open(folder, params.backbone(name).layer)
     seed = derive_seed(params.seed, "evaluate", name)
     table = accuracy_table(backbone, name, knowledge.load(), ASSETS / "emoji", params.backbone(name).evaluated, seed)
@@ -104,11 +130,15 @@ def assemble(params: Params, name: str) -> None:
 
 def main() -> None:
     actions = {"train": train_backbone, "assemble": assemble}
-    if len(sys.argv) != 3 or sys.argv[1] not in actions:
-        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; allowed: {' | '.join(actions)}, then a backbone's name")
+    if sys.argv[1:] != ["tower"] and (len(sys.argv) != 3 or sys.argv[1] not in actions):
+        allowed = f"tower | {' | '.join(actions)}, then a backbone's name"
+        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; allowed: {allowed}")
     params = load()
     torch.set_num_threads(params.threads)
-    actions[sys.argv[1]](params, sys.argv[2])
+    if sys.argv[1] == "tower":
+        train_tower(params)
+    else:
+        actions[sys.argv[1]](params, sys.argv[2])
 
 
 if __name__ == "__main__":

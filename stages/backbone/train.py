@@ -1,13 +1,13 @@
-"""Train an embedded backbone once: the projector and a low-rank adapter of the language model see, name and know.
+"""Train an embedded backbone once: the connector and a low-rank adapter of the language model see, name and know.
 
-The tower is frozen, so its features are computed once. A training sequence holds one picture and several questions that
-cannot see each other (a block mask), so the picture's tokens are paid for once. The projector starts as the closed-form ridge
-map from a picture's features onto the embedding of its name (design §5).
+The tower is frozen here, so its features are computed once. A training sequence holds one picture and several questions that
+cannot see each other (a block mask), so the picture's tokens are paid for once. Where the connector starts is its family's.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.backbone.adapters.base import Adapter
 from stages.backbone.corpus import Question
-from stages.params import write_atomically
+from stages.backbone.parts import END, IMAGE_TOKEN, TEMPLATE
+from stages.params import UserError, write_atomically
 
-SHIFT = 3.0  # GELU(x + 3) is all but linear for |x| < 2: the two-layer projector starts as one linear map
+Connect = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # a family's: feature tokens → the language model's inputs
 SAVE_EVERY = 50  # steps between two checkpoints of a training
 
 
@@ -29,35 +31,13 @@ SAVE_EVERY = 50  # steps between two checkpoints of a training
 class Row:
     """One training sequence: a prefix (with or without a picture) and questions with answers that branch off it."""
 
-    image: torch.Tensor | None  # [tokens, channels] tower features
+    image: torch.Tensor | None  # [tower's tokens, channels]
     branches: Sequence[tuple[str, str]]
 
 
 @torch.no_grad()
-def ridge_init(projector: nn.Module, pooled: torch.Tensor, names: torch.Tensor, penalty: float = 1000.0) -> None:
-    """Set `projector` to the ridge map from `pooled` [n, channels] onto `names` [n, width], rescaled to the names' norm."""
-    mean, scale = pooled.mean(0), pooled.std(0) + 1e-6
-    x, y = (pooled - mean) / scale, names - names.mean(0)
-    gram = x.T @ x + penalty * torch.eye(x.shape[1])
-    weight = torch.linalg.solve(gram, x.T @ y)
-    weight = weight * (y.norm(dim=1).mean() / (x @ weight).norm(dim=1).mean())
-    gain = 0.5 / (x @ weight).std()
-    projector.linear_1.weight.copy_((weight / scale[:, None]).T * gain)
-    projector.linear_1.bias.copy_(SHIFT - gain * (mean / scale) @ weight)
-    projector.linear_2.weight.copy_(torch.eye(len(weight.T)) / gain)
-    projector.linear_2.bias.copy_(names.mean(0) - SHIFT / gain)
-
-
-def name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> torch.Tensor:
-    """[n, width]: the mean embedding of each name's tokens, scaled to the norm of a single token's embedding."""
-    table = model.get_input_embeddings().weight.detach()
-    means = torch.stack([table[tokenizer(name).input_ids].mean(0) for name in names])
-    return F.normalize(means, dim=1) * table.norm(dim=1).mean()
-
-
-@torch.no_grad()
 def own_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], template: str, limit: int = 24
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], limit: int = 24
 ) -> list[tuple[str, str]]:
     """Text-only questions with the untrained language model's own greedy answers: what it knows, it keeps.
 
@@ -66,7 +46,7 @@ def own_answers(
     answered = []
     for start in tqdm(range(0, len(questions), 50), desc="text-only answers"):
         asked = questions[start : start + 50]
-        batch = tokenizer([template.format(image="", question=q) for q in asked], return_tensors="pt", padding=True)
+        batch = tokenizer([TEMPLATE.format(image="", question=q) for q in asked], return_tensors="pt", padding=True)
         told = model.generate(**batch, max_new_tokens=limit, do_sample=False)[:, batch.input_ids.shape[1] :]
         texts = tokenizer.batch_decode(told, skip_special_tokens=True)
         answered += [(q, text.strip().split(". ")[0].rstrip(".")) for q, text in zip(asked, texts, strict=True) if "." in text]
@@ -84,16 +64,19 @@ class Packed:
     images: torch.Tensor | None
 
 
-def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str, image_token: str, end: str) -> Packed:
-    """Tokenise rows; a token sees its row's prefix and the earlier tokens of its own branch, and nothing else."""
-    head, tail = template.split("{question}")
+def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, shown: int) -> Packed:
+    """Tokenise rows; a token sees its row's prefix and the earlier tokens of its own branch, and nothing else.
+
+    A picture is `shown` tokens to the language model.
+    """
+    head, tail = TEMPLATE.split("{question}")
     sequences = []
     for row in rows:
-        image = image_token * len(row.image) if row.image is not None else ""
+        image = IMAGE_TOKEN * shown if row.image is not None else ""
         prefix = tokenizer(head.format(image=image)).input_ids
         ids, positions, labels, branch = list(prefix), list(range(len(prefix))), [-100] * len(prefix), [0] * len(prefix)
         for number, (question, answer) in enumerate(row.branches, 1):
-            asked, told = tokenizer(question + tail).input_ids, tokenizer(answer + end).input_ids
+            asked, told = tokenizer(question + tail).input_ids, tokenizer(answer + END).input_ids
             # the label at a position is the next token: answers start at the question's last token
             ids += asked + told[:-1]
             labels += [-100] * (len(asked) - 1) + told
@@ -112,26 +95,27 @@ def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: str,
     return Packed(ids, positions, labels, mask, torch.stack(images).float() if images else None)
 
 
-def loss_of(model: PreTrainedModel, batch: Packed) -> torch.Tensor:
+def loss_of(adapter: Adapter, connect: Connect, batch: Packed) -> torch.Tensor:
     """Summed cross-entropy of the answers' tokens; the language head runs on those positions only."""
-    embeds = model.get_input_embeddings()(batch.ids)
+    embeds = adapter.embed(batch.ids)
     if batch.images is not None:
-        shown = model.model.multi_modal_projector(batch.images).to(embeds.dtype)
-        embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id)[..., None], shown)
-    hidden = model.model.language_model(
+        shown = connect(adapter.model, batch.images).to(embeds.dtype)
+        embeds = embeds.masked_scatter((batch.ids == adapter.image_id)[..., None], shown)
+    hidden = adapter.decoder(
         inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
     told = batch.labels != -100
-    return F.cross_entropy(model.lm_head(hidden[told]).float(), batch.labels[told], reduction="sum")
+    return F.cross_entropy(adapter.head(hidden[told]).float(), batch.labels[told], reduction="sum")
 
 
 def adapter_config(rank: int) -> LoraConfig:
     """A low-rank adapter on every linear map of the language model's decoder layers."""
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r".*language_model\.layers\..*_proj")
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r".*language_model\.(?:model\.)?layers\..*_proj")
 
 
 def train(
-    model: PreTrainedModel,
+    adapter: Adapter,
+    family: ModuleType,
     draw: Callable[[np.random.Generator], list[Packed]],
     *,
     steps: int,
@@ -141,15 +125,15 @@ def train(
     seed: int,
     checkpoint: Path,
 ) -> dict[str, torch.Tensor]:
-    """One-cycle AdamW over `steps` batches from `draw`; returns the projector's and the adapter's tensors in bfloat16.
+    """One-cycle AdamW over `steps` batches from `draw`; returns the connector's and the adapter's tensors in bfloat16.
 
     The state goes to `checkpoint` every `SAVE_EVERY` steps; where that file exists, training goes on from it, to the same result.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model.requires_grad_(False)
+    model = adapter.model.requires_grad_(False)
     peft = get_peft_model(model, adapter_config(rank))
-    projector = model.model.multi_modal_projector.requires_grad_(True)
+    connector = {name: p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(family.CONNECTOR)}
     trained = [p for p in peft.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
@@ -174,7 +158,7 @@ def train(
         total = 0.0
         for part in parts:
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = loss_of(model, part) / tokens
+                loss = loss_of(adapter, family.connect, part) / tokens
             loss.backward()
             total += loss.item()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -182,7 +166,7 @@ def train(
         schedule.step()
         optimiser.zero_grad(set_to_none=True)
         bar.set_postfix(loss=f"{total:.3f}", refresh=False)
-    tensors = {f"projector.{k}": v for k, v in projector.state_dict().items()}
+    tensors = {f"connector.{k}": v for k, v in connector.items()}
     tensors |= {f"adapter.{k}": v for k, v in get_peft_model_state_dict(peft, save_embedding_layers=False).items()}
     return {k: v.detach().to(torch.bfloat16).contiguous() for k, v in tensors.items()}
 
@@ -194,11 +178,11 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def apply_weights(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """`model` with the trained projector in place and the adapter merged into the language model."""
+    """`model` with the trained connector in place and the adapter merged into the language model."""
     tensors = {k: v.float() for k, v in load_file(path).items()}
-    model.model.multi_modal_projector.load_state_dict(
-        {k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")}
-    )
+    connector = {k.removeprefix("connector."): v for k, v in tensors.items() if k.startswith("connector.")}
+    if model.load_state_dict(connector, strict=False).unexpected_keys or not connector:
+        raise UserError(f"{path}: its tensors are not this backbone's; run the `train` stage again")
     adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
     rank = next(v.shape[0] for k, v in adapter.items() if "lora_A" in k)
     peft = get_peft_model(model, adapter_config(rank))

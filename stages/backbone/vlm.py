@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
-import stages.backbone.tower  # noqa: F401  (registers the embedded tower with AutoModel)
+import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
 from stages.backbone.adapters import adapt
 from stages.backbone.adapters.base import Adapter, Shown
 from stages.params import UserError

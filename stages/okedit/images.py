@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.backbone.corpus import read_image
 from stages.backbone.tower import flatten, preprocess
+from stages.backbone.views import read_image
 
 SIZE = 160
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.assets.knowledge import Knowledge, Relation
-from stages.backbone.corpus import HELD_OUT_VENDORS, SEEN_VENDORS, TRAINING_TEXTS, as_sentence, read_image
+from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
+from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
 from stages.backbone.vlm import Backbone, Query
 from stages.okedit.images import Neighbours, composite
 from stages.okedit.schema import EditRow, Picture, decode, encode

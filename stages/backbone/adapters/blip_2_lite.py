@@ -1,0 +1,17 @@
+"""The embedded BLIP-2, whose tower takes pictures through PIL alone."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+
+from stages.backbone.adapters import blip_2
+from stages.backbone.adapters.base import Shown
+from stages.backbone.tower import preprocess
+
+
+class Architecture(blip_2.Architecture):
+    """32 query tokens a picture."""
+
+    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
+        pixels = preprocess(images, self.model.config.vision_config.image_size).to(self.model.device)
+        return [Shown(features) for features in self.model.get_image_features(pixels).pooler_output]
