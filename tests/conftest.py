@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from stages.backbone.adapters import adapt
-from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN, PROMPT
+from stages.backbone.parts import END, IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
 

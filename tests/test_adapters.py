@@ -185,7 +185,8 @@ def own_inputs(backbone: Backbone, query: Query, answer: Sequence[int] = ()) -> 
 def test_padded_trunk_and_tail_give_the_full_forwards_logits(real: Backbone) -> None:
     answers = [real.answer_ids(a)[:-1] for a in ("red", "blu", "you")]
     trunk = real.prefill(real.prompts(QUERIES))
-    hidden, _, logits = real.extend(trunk, torch.tensor(answers))
+    hidden, _, final = real.extend(trunk, torch.tensor(answers))
+    logits = real.head(final)
     mask = torch.cat([trunk.prompts.mask, torch.ones(3, 3, dtype=torch.bool)], 1)
     with torch.no_grad():
         tail = real.head(real.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 4))
@@ -216,8 +217,8 @@ def test_greedy_is_what_generate_gives(real: Backbone) -> None:
 
 def test_a_batch_agrees_with_its_rows(real: Backbone) -> None:
     queries = [Query(question, image) for image in ("red", "noise", None, "red") for question in ("What?", "Which one is this?")]
-    together = real.prefill(real.prompts(queries)).logits
-    alone = torch.cat([real.prefill(real.prompts([query])).logits for query in queries])
+    together = real.head(real.prefill(real.prompts(queries)).final)
+    alone = torch.cat([real.head(real.prefill(real.prompts([query])).final) for query in queries])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 

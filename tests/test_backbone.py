@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.backbone.families.llava_smollm2 import END, IMAGE_TOKEN, TEMPLATE
-from stages.backbone.train import Row, pack, ridge_init
+from stages.backbone.families.llava_smollm2 import ridge
+from stages.backbone.parts import IMAGE_TOKEN, TEMPLATE
+from stages.backbone.train import Row, pack
 from stages.backbone.vlm import Backbone, Query, following, mean_over
 from stages.params import UserError
 
@@ -49,10 +50,10 @@ def test_spans_cover_what_they_name(backbone: Backbone) -> None:
 def test_padded_trunk_gives_the_full_forwards_logits(backbone: Backbone, pictures: dict) -> None:
     answers = [backbone.answer_ids(a)[:-1] for a in ("red", "blu", "you")]
     trunk = backbone.prefill(backbone.prompts(QUERIES))
-    _, _, logits = backbone.extend(trunk, torch.tensor(answers))
+    _, _, final = backbone.extend(trunk, torch.tensor(answers))
     for i, query in enumerate(QUERIES):
         expected = full_logits(backbone, query, answers[i], pictures[query.image_id])
-        torch.testing.assert_close(logits[i], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(backbone.head(final[i]), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [0, 2, 4])
@@ -68,6 +69,23 @@ def test_tail_from_the_cached_trunk_gives_the_full_forwards_logits(backbone: Bac
     for i, query in enumerate(QUERIES):
         expected = full_logits(backbone, query, answers[i].tolist(), pictures[query.image_id])
         torch.testing.assert_close(logits[i], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_branches_are_what_each_would_be_alone(backbone: Backbone) -> None:
+    """Several answers in one pass, through the trunk and through the tail, with padded rows among them."""
+    trunk = backbone.prefill(backbone.prompts(QUERIES))
+    answers = [torch.tensor([backbone.answer_ids(a)[:-1]] * 3) for a in ("red", "a", "blue!")]
+    widths = [ids.shape[1] for ids in answers]
+    hidden, inputs, final = backbone.extend(trunk, torch.cat(answers, 1), widths)
+    mask = torch.cat([trunk.prompts.mask, torch.ones(3, sum(widths), dtype=torch.bool)], 1)
+    tail = backbone.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 1 + sum(widths), widths)
+    torch.testing.assert_close(tail, final, atol=1e-5, rtol=1e-5)
+    parts = zip(answers, *(states.split(widths, 1) for states in (hidden, inputs, final[:, 1:])), strict=True)
+    for ids, entering, fed, after in parts:
+        alone = backbone.extend(trunk, ids)
+        for found, expected in zip((entering, fed, torch.cat([final[:, :1], after], 1)), alone, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_extend_leaves_the_trunk_reusable(backbone: Backbone) -> None:
@@ -107,9 +125,9 @@ def test_packed_branches_do_not_see_each_other(backbone: Backbone, tokenizer) ->
     """Each branch of a packed row has the logits it would have alone."""
     features = torch.randn(4, 1280, generator=torch.Generator().manual_seed(0))
     turns = [("What?", "dog"), ("Where does it live?", "farm")]
-    together = pack([Row(features, turns)], tokenizer, TEMPLATE, IMAGE_TOKEN, END)
+    together = pack([Row(features, turns)], tokenizer, 4)
     hidden = []
-    for batch in [together, *(pack([Row(features, [turn])], tokenizer, TEMPLATE, IMAGE_TOKEN, END) for turn in turns)]:
+    for batch in [together, *(pack([Row(features, [turn])], tokenizer, 4) for turn in turns)]:
         embeds = backbone.model.get_input_embeddings()(batch.ids)
         shown = backbone.model.model.multi_modal_projector(batch.images)
         embeds = embeds.masked_scatter((batch.ids == backbone.adapter.image_id)[..., None], shown)
@@ -127,7 +145,7 @@ def test_ridge_start_maps_features_onto_names(backbone: Backbone) -> None:
     names = torch.randn(20, 32, generator=generator)
     pooled = torch.randn(20, 1280, generator=generator)
     projector = backbone.model.model.multi_modal_projector
-    ridge_init(projector, pooled, names, penalty=1.0)
+    ridge(projector, pooled, names, penalty=1.0)
     with torch.no_grad():
         shown = projector(pooled)
     assert torch.cdist(shown, names).argmin(1).tolist() == list(range(20))

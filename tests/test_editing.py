@@ -120,7 +120,7 @@ def test_the_key_never_sees_the_answer(backbone, probes) -> None:
 
 def test_accuracy_by_hand() -> None:
     ids, real = torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([[True, True, True], [True, True, False]])
-    candidates = trace.Candidates(ids, real, torch.zeros(2, 2, 1), ids, ids[..., None])
+    candidates = trace.Candidates(ids, real, torch.zeros(2, 2, 1), ids)
     said = torch.tensor([[5, 9, 0], [7, 1, 1]])
     assert trace.accuracy(said, ids, candidates, end=0).tolist() == [0.5, 1.0]
     assert trace.exact(said, candidates).tolist() == [False, False]

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from stages.assets.knowledge import Concept, Hop, Knowledge, Relation
-from stages.backbone.corpus import SEEN_VENDORS, TRAINING_TEXTS, as_sentence
+from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
+from stages.backbone.views import SEEN_VENDORS
 from stages.okedit import schema
 from stages.okedit.images import Neighbours, composite
 from stages.okedit.sources.embedded import COMPOSITES, VENDORS, build

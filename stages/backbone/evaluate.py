@@ -22,8 +22,8 @@ def answers_exactly(backbone: Backbone, queries: Sequence[Query], answers: Seque
         width = max(map(len, told))
         ids = torch.tensor([t + [backbone.end] * (width - len(t)) for t in told])
         real = torch.arange(width)[None] < torch.tensor([len(t) for t in told])[:, None]
-        _, _, logits = backbone.extend(trunk, ids[:, :-1])
-        right.append(((logits.argmax(-1) == ids) | ~real).all(1).numpy())
+        _, _, final = backbone.extend(trunk, ids[:, :-1])
+        right.append(((backbone.head(final).argmax(-1) == ids) | ~real).all(1).numpy())
     return np.concatenate(right)
 
 

@@ -6,6 +6,7 @@ every answer starts in one column.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ class Trunk:
     prompts: Prompts
     hidden: torch.Tensor  # [B, P, D]
     inputs: torch.Tensor  # [B, P, D]: the edited linear map's input
-    logits: torch.Tensor  # [B, V]: of the first answer token
+    final: torch.Tensor  # [B, D]: the last prompt position's, ready for the language head
     cache: DynamicCache
 
 
@@ -174,48 +175,55 @@ class Backbone:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return Trunk(prompts, seen["hidden"], seen["inputs"], self.head(out.last_hidden_state[:, -1]), cache)
+        return Trunk(prompts, seen["hidden"], seen["inputs"], out.last_hidden_state[:, -1], cache)
 
     @torch.no_grad()
-    def extend(self, trunk: Trunk, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Teacher-force `ids` [B, A] after the prompts: hidden states and edited inputs [B, A, D], logits [B, A + 1, V].
+    def extend(
+        self, trunk: Trunk, ids: torch.Tensor, widths: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Teacher-force `ids` [B, A] after the prompts: hidden states and edited inputs [B, A, D], final states [B, A + 1, D].
 
-        The cache is left as `prefill` made it.
+        `widths` split the A tokens into branches that each follow the prompt and do not see each other. The first final state is
+        the prompt's last. The cache is left as `prefill` made it.
         """
-        past = trunk.prompts.mask
+        past, answered = trunk.prompts.mask, ids.shape[1]
         mask = torch.cat([past, torch.ones_like(ids, dtype=torch.bool)], 1)
         with self._watch() as seen:
             out = self.decoder(
                 inputs_embeds=self.adapter.embed(ids),
-                attention_mask=mask.long(),
-                position_ids=following(trunk.prompts.positions, ids.shape[1]),
+                attention_mask=self.adapter.attention(mask, past.shape[1], widths)[:, :, -answered:],
+                position_ids=branched(trunk.prompts.positions, widths or (answered,)),
                 past_key_values=trunk.cache,
                 use_cache=True,
             )
-        trunk.cache.crop(-ids.shape[1])
-        logits = torch.cat([trunk.logits[:, None], self.head(out.last_hidden_state)], 1)
-        return seen["hidden"], seen["inputs"], logits
+        trunk.cache.crop(-answered)
+        return seen["hidden"], seen["inputs"], torch.cat([trunk.final[:, None], out.last_hidden_state], 1)
 
     @torch.no_grad()
     def greedy(self, trunk: Trunk, limit: int) -> list[list[int]]:
         """Greedy answers of the unedited model, at most `limit` tokens each, with the end token where it was reached."""
-        past = trunk.prompts.mask
-        token = trunk.logits.argmax(-1)
-        answers, done = token[:, None], token == self.end
-        while answers.shape[1] < limit and not done.all():
-            mask = torch.cat([past, torch.ones_like(answers, dtype=torch.bool)], 1)
+        token = self.head(trunk.final).argmax(-1)
+        answers = [[first] for first in token.tolist()]
+        rows, cache = torch.arange(len(token)), copy.deepcopy(trunk.cache)
+        for told in range(1, limit):
+            going = token != self.end
+            if not going.any():
+                break
+            if not going.all():  # answered rows cost nothing more
+                rows, token = rows[going], token[going]
+                cache.batch_select_indices(going.nonzero()[:, 0])
+            past = trunk.prompts.mask[rows]
             out = self.decoder(
                 inputs_embeds=self.adapter.embed(token[:, None]),
-                attention_mask=mask.long(),
-                position_ids=following(trunk.prompts.positions, answers.shape[1])[..., -1:],
-                past_key_values=trunk.cache,
+                attention_mask=torch.cat([past, past.new_ones(len(rows), told)], 1).long(),
+                position_ids=following(trunk.prompts.positions[..., rows, :], told)[..., -1:],
+                past_key_values=cache,
                 use_cache=True,
             )
-            token = self.head(out.last_hidden_state[:, -1]).argmax(-1).masked_fill(done, self.end)
-            answers, done = torch.cat([answers, token[:, None]], 1), done | (token == self.end)
-        if answers.shape[1] > 1:
-            trunk.cache.crop(1 - answers.shape[1])
-        return [row[: row.index(self.end) + 1] if self.end in row else row for row in answers.tolist()]
+            token = self.head(out.last_hidden_state[:, -1]).argmax(-1)
+            for row, said in zip(rows.tolist(), token.tolist(), strict=True):
+                answers[row].append(said)
+        return answers
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, without its end token."""
@@ -256,19 +264,21 @@ class Backbone:
             for i, module in enumerate(frozen):
                 layers[i] = module
 
-    def tail(self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last: int) -> torch.Tensor:
+    def tail(
+        self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last: int, widths: Sequence[int] = ()
+    ) -> torch.Tensor:
         """Final hidden states [B, last, D] of the last `last` positions, from the states [B, T, D] that enter layer ℓ.
 
-        `positions` [..., B, P] are the prompt's (see `Prompts`); the T - P answer tokens follow on. Differentiable with respect
-        to whatever replaces the edited linear map.
+        `positions` [..., B, P] are the prompt's (see `Prompts`); the T - P answer tokens follow on, in branches of `widths` as
+        `extend` has them. Differentiable with respect to whatever replaces the edited linear map.
         """
         prompt = positions.shape[-1]
         width = self.adapter.embed.weight.shape[1]  # not the hidden size where the decoder projects its embeddings
         with self.from_layer(hidden):
             out = self.decoder(
                 inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width),
-                attention_mask=self.adapter.attention(mask, prompt),
-                position_ids=torch.cat([positions, following(positions, hidden.shape[1] - prompt)], -1),
+                attention_mask=self.adapter.attention(mask, prompt, widths),
+                position_ids=torch.cat([positions, branched(positions, widths or (hidden.shape[1] - prompt,))], -1),
                 use_cache=False,
             )
         return out.last_hidden_state[:, -last:]
@@ -277,6 +287,11 @@ class Backbone:
 def following(positions: torch.Tensor, count: int) -> torch.Tensor:
     """Position ids [..., B, count] of answer tokens: they go on from the prompt's last."""
     return positions[..., -1:] + 1 + torch.arange(count, device=positions.device)
+
+
+def branched(positions: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+    """Position ids [..., B, sum of widths] of branches that each go on from the prompt's last."""
+    return torch.cat([following(positions, width) for width in widths], -1)
 
 
 def mean_over(states: torch.Tensor, span: torch.Tensor) -> torch.Tensor:

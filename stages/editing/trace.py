@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone import vlm
-from stages.backbone.vlm import SPANS, Backbone, Query, Trunk, mean_over
+from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
 
@@ -67,8 +67,7 @@ class Candidates:
     ids: torch.Tensor  # [N, A] the answer with its end token
     real: torch.Tensor  # [N, A] bool
     hidden: torch.Tensor  # [N, A - 1, D] states that enter layer ℓ
-    argmax: torch.Tensor  # [N, A] of the unedited model
-    top: torch.Tensor  # [N, A, 10]
+    argmax: torch.Tensor  # [N, A] of the unedited model, -1 where nothing is real
 
 
 @dataclass
@@ -83,54 +82,56 @@ class States:
     target: Candidates  # what the edit wants: the target, for hops their answer after the edit
     same: Candidates  # the unedited model's own greedy answer
     truth: Candidates  # the true answer, where there is none the unedited model's own
+    top: torch.Tensor  # [N, A, 10]: of the unedited model over `truth`
 
 
 @torch.no_grad()
 def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
     """The unedited model over all queries of an edit; their pictures must have been added to the backbone."""
-    outcome, samples = [p for p in probes if not p.is_sample], [p for p in probes if p.is_sample]
-    trunk = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in outcome]))
+    trunk = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in probes]))
     greedy = backbone.greedy(trunk, ANSWER_LIMIT)
-    wanted = [p.expected if p.must_change else row["target"] for p in outcome]
-    truths = [backbone.answer_ids(p.truth) if p.truth else ids for p, ids in zip(outcome, greedy, strict=True)]
-    same, _ = _candidates(backbone, trunk, greedy)
-    target, target_inputs = _candidates(backbone, trunk, [backbone.answer_ids(a) for a in wanted])
-    truth, truth_inputs = _candidates(backbone, trunk, truths)
+    wanted = [backbone.answer_ids(p.expected if p.must_change else row["target"]) for p in probes]
+    truths = [backbone.answer_ids(p.truth) if p.truth else ids for p, ids in zip(probes, greedy, strict=True)]
+    candidates = [padded(answers, backbone.end) for answers in (wanted, greedy, truths)]
+    widths = [ids.shape[1] - 1 for ids, _ in candidates]
+    hidden, inputs, final = backbone.extend(trunk, torch.cat([ids[:, :-1] for ids, _ in candidates], 1), widths)
+    parts = list(zip(candidates, *(states.split(widths, 1) for states in (hidden, inputs, final[:, 1:])), strict=True))
+    reads = [read(backbone, torch.cat([final[:, :1], after], 1), real) for (_, real), _, _, after in parts]
 
-    seen = backbone.prefill(backbone.prompts([Query(p.question, p.image_id) for p in samples]))
-    said = backbone.greedy(seen, ANSWER_LIMIT)
-    taught = [
-        backbone.answer_ids(row["target"]) if p.kind == "sample_positive" else ids for p, ids in zip(samples, said, strict=True)
-    ]
-    sample, sample_inputs = _candidates(backbone, seen, taught)
-
-    phi = {}
-    for span in SPANS:
-        phi[span] = torch.cat([mean_over(t.inputs, t.prompts.spans[span]) for t in (trunk, seen)])
+    phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
     # The authors' released code averages over the gold answer too: the target where the edit must reach, elsewhere the truth.
-    leaked = _with_answer(trunk, target_inputs, target.real)
-    true = _with_answer(trunk, truth_inputs, truth.real)
-    reached = torch.tensor([p.kind in GENERALITY for p in outcome])[:, None]
-    phi["teacher_forced"] = torch.cat([torch.where(reached, leaked, true), _with_answer(seen, sample_inputs, sample.real)])
-    answers = [backbone.decode(ids) for ids in greedy]
-    return States(trunk.hidden, trunk.prompts.mask, trunk.prompts.positions, phi, answers, target, same, truth)
+    leaked, _, true = (
+        mean_over(torch.cat([trunk.inputs, fed], 1), torch.cat([trunk.prompts.mask, real[:, 1:]], 1))
+        for (_, real), _, fed, _ in parts
+    )
+    reached = torch.tensor([p.kind in GENERALITY or p.kind == "sample_positive" for p in probes])[:, None]
+    phi["teacher_forced"] = torch.where(reached, leaked, true)
+    n = sum(not p.is_sample for p in probes)
+    target, same, truth = (
+        Candidates(ids[:n], real[:n], entering[:n], argmax[:n])
+        for ((ids, real), entering, _, _), (argmax, _) in zip(parts, reads, strict=True)
+    )
+    answers = [backbone.decode(ids) for ids in greedy[:n]]
+    mask, positions = trunk.prompts.mask[:n], trunk.prompts.positions[..., :n, :]
+    return States(trunk.hidden[:n], mask, positions, phi, answers, target, same, truth, reads[2][1][:n])
 
 
-def _with_answer(trunk: Trunk, inputs: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """φ over prompt and teacher-forced answer [N, D]; `inputs` [N, A - 1, D] are the answer's, `real` [N, A] its positions."""
-    return mean_over(torch.cat([trunk.inputs, inputs], 1), torch.cat([trunk.prompts.mask, real[:, 1:]], 1))
+def padded(answers: Sequence[Sequence[int]], end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers' tokens [N, A], padded on the right, and which of them are real."""
+    lengths = torch.tensor([len(answer) for answer in answers])
+    width = int(lengths.max())
+    ids = torch.tensor([[*answer, *[end] * (width - len(answer))] for answer in answers])
+    return ids, torch.arange(width)[None] < lengths[:, None]
 
 
-def _candidates(backbone: Backbone, trunk: Trunk, answers: Sequence[list[int]]) -> tuple[Candidates, torch.Tensor]:
-    """Teacher-force one answer a row; also the edited linear map's inputs [N, A - 1, D]."""
-    width = max(map(len, answers))
-    ids = torch.tensor([a + [backbone.end] * (width - len(a)) for a in answers])
-    real = torch.arange(width)[None] < torch.tensor([len(a) for a in answers])[:, None]
-    if width == 1:
-        logits, empty = trunk.logits[:, None], trunk.hidden[:, :0]
-        return Candidates(ids, real, empty, logits.argmax(-1), logits.topk(TOP).indices), empty
-    hidden, inputs, logits = backbone.extend(trunk, ids[:, :-1])
-    return Candidates(ids, real, hidden, logits.argmax(-1), logits.topk(TOP).indices), inputs
+def read(backbone: Backbone, final: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """argmax [N, A] and top ten [N, A, 10] of the final states [N, A, D], -1 where nothing is real."""
+    logits = backbone.head(final[real])
+    best = torch.full((*real.shape, TOP), -1)
+    best[real] = logits.topk(TOP).indices
+    argmax = torch.full(real.shape, -1)
+    argmax[real] = logits.argmax(-1)
+    return argmax, best
 
 
 def cached_trunk(
@@ -171,16 +172,21 @@ def request_of(states: States) -> Request:
 
 
 @torch.no_grad()
-def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmax [N, A] and top ten [N, A, 10] of the edited model under teacher forcing of `candidates`."""
+def outcomes(backbone: Backbone, states: States, edit: Edit) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The edited model under teacher forcing: argmax [N, A] over `target`, `same` and `truth`, and the top ten over `truth`."""
+    candidates = (states.target, states.same, states.truth)
     if edit.output is None:
-        return candidates.argmax, candidates.top
-    width = candidates.ids.shape[1]
-    hidden = torch.cat([states.hidden, candidates.hidden], 1)
-    mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)
+        return [c.argmax for c in candidates], states.top
+    widths = [c.hidden.shape[1] for c in candidates]
+    hidden = torch.cat([states.hidden, *(c.hidden for c in candidates)], 1)
+    mask = torch.cat([states.mask, *(c.real[:, 1:] for c in candidates)], 1)
     with edit.applied(backbone, states.mask):
-        logits = backbone.head(backbone.tail(hidden, mask, states.positions, width))
-    return logits.argmax(-1), logits.topk(TOP).indices
+        final = backbone.tail(hidden, mask, states.positions, 1 + sum(widths), widths)
+    reads = [
+        read(backbone, torch.cat([final[:, :1], after], 1), c.real)
+        for c, after in zip(candidates, final[:, 1:].split(widths, 1), strict=True)
+    ]
+    return [argmax for argmax, _ in reads], reads[2][1]
 
 
 def exact(argmax: torch.Tensor, candidates: Candidates) -> np.ndarray:
@@ -202,15 +208,13 @@ def trace_edit(
 ) -> list[dict[str, Any]]:
     """The rows of one edit's trace: outcomes with the edit off and on, and distances to its key."""
     n = len(states.answers)
-    on = {name: outcomes(backbone, states, edit, getattr(states, name)) for name in ("target", "same", "truth")}
-    argmax = {name: best for name, (best, _) in on.items()}
-    target_off, target_on = (exact(a, states.target) for a in (states.target.argmax, argmax["target"]))
-    same_on = exact(argmax["same"], states.same)
+    (target, same, truth), top = outcomes(backbone, states, edit)
+    target_off, target_on = (exact(argmax, states.target) for argmax in (states.target.argmax, target))
+    same_on = exact(same, states.same)
     aims = states.target.ids
-    hit_off, hit_on = (accuracy(a, aims, states.target, backbone.end) for a in (states.target.argmax, argmax["target"]))
-    agreed = accuracy(argmax["truth"], states.truth.argmax, states.truth, backbone.end)
-    _, top = on["truth"]
-    overlap = (top[..., :, None] == states.truth.top[..., None, :]).any(-1).float().mean(-1)
+    hit_off, hit_on = (accuracy(argmax, aims, states.target, backbone.end) for argmax in (states.target.argmax, target))
+    agreed = accuracy(truth, states.truth.argmax, states.truth, backbone.end)
+    overlap = (top[..., :, None] == states.top[..., None, :]).any(-1).float().mean(-1)
     counted = states.truth.real.float()
     top10 = ((overlap * counted).sum(1) / counted.sum(1)).numpy()
     distances = distances_to_key(states.phi)

@@ -80,6 +80,20 @@ class Adapter:
         """Position ids [B, P], or [axes, B, P], of left-padded prompts: real tokens count from 0."""
         return (mask.long().cumsum(1) - 1).clamp(min=0)
 
-    def attention(self, mask: torch.Tensor, prompt: int) -> torch.Tensor:
-        """The attention mask of a whole sequence [B, T] whose first `prompt` positions are the prompt: causal."""
-        return mask.long()
+    def order(self, length: int, prompt: int) -> torch.Tensor:
+        """[T, T] bool: which columns each of T = `length` positions may see, the first `prompt` being the prompt: causal."""
+        return torch.ones(length, length, dtype=torch.bool).tril()
+
+    def attention(self, mask: torch.Tensor, prompt: int, widths: Sequence[int] = ()) -> torch.Tensor:
+        """The additive attention mask [B, 1, T, T] of prompts of `prompt` positions and what follows them.
+
+        `mask` [B, T] marks real positions. `widths` split what follows the prompt into branches that do not see each other.
+        """
+        length = mask.shape[1]
+        widths = widths or (length - prompt,)
+        branch = torch.repeat_interleave(torch.arange(len(widths) + 1), torch.tensor([prompt, *widths]))
+        seen = self.order(length, prompt) & ((branch[None, :] == branch[:, None]) | (branch[None, :] == 0))
+        # a padded position sees itself, or its softmax would be over nothing
+        seen = (seen.to(mask.device) & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
+        dtype = self.model.dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

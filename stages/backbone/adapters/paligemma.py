@@ -17,10 +17,5 @@ class Architecture(Adapter):
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
         return super().positions(ids, mask, grids) + 1
 
-    def attention(self, mask: torch.Tensor, prompt: int) -> torch.Tensor:
-        length = mask.shape[1]
-        column = torch.arange(length, device=mask.device)
-        seen = (column[None, :] <= column[:, None]) | (column < prompt)[None, :]
-        seen = seen[None] & mask[:, None, :] | torch.eye(length, dtype=torch.bool, device=mask.device)
-        dtype = self.model.dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    def order(self, length: int, prompt: int) -> torch.Tensor:
+        return super().order(length, prompt) | (torch.arange(length) < prompt)[None, :]
