@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import shutil
+from itertools import combinations
+from os.path import commonprefix
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -261,8 +263,59 @@ def test_wrong_concepts_are_refused(table, text):
         knowledge.load(table)
 
 
-def test_the_committed_table_is_valid_and_large_enough():
-    known = knowledge.load()
-    facts = [relation for name, relation in known.relations.items() if name != "name"]
-    assert len(facts) >= 10
-    assert sum(len(relation.facts) for relation in facts) >= 600
+@pytest.fixture(scope="module")
+def committed():
+    """The relations of the committed table, without `name`."""
+    return {name: relation for name, relation in knowledge.load().relations.items() if name != "name"}
+
+
+def one_word_apart(one, other):
+    """Whether replacing, adding or removing one word is all it takes."""
+    one, other = ([word.strip("?,.:\"'").lower() for word in text.split()] for text in (one, other))
+    start = len(commonprefix([one, other]))
+    one, other = one[start:][::-1], other[start:][::-1]
+    end = len(commonprefix([one, other]))
+    return max(len(one), len(other)) - end <= 1
+
+
+def test_the_committed_table_is_large_enough(committed):
+    assert len(committed) >= 12
+    assert sum(len(relation.facts) for relation in committed.values()) >= 600
+    assert all(len(relation.facts) >= 25 for relation in committed.values())
+
+
+def test_at_least_three_counterfactual_answers_are_left_for_every_fact(committed):
+    assert {name for name, relation in committed.items() if len(set(relation.facts.values())) < 4} == set()
+
+
+@pytest.mark.parametrize(("n", "least"), [(1, 4), (2, 2)])
+def test_enough_relations_have_hops(committed, n, least):
+    hops = {name: [hop.n for hop in relation.hops] for name, relation in committed.items()}
+    assert sum(n in found for found in hops.values()) >= least
+    assert all(found in ([], [1], [1, 2]) for found in hops.values())
+
+
+def test_hops_tell_at_least_three_answers_apart(committed):
+    for name, relation in committed.items():
+        for hop in relation.hops:
+            assert len(set(hop.answers.values())) >= 3, (name, hop.question)
+
+
+@pytest.mark.parametrize(("one", "other"), [("continent", "origin_country"), ("travels_on", "place")])
+def test_relations_of_which_one_follows_from_the_other_share_no_concept(committed, one, other):
+    """Else an edit of the one would rightly change the other, which the dataset asks to stay."""
+    assert committed[one].facts.keys() & committed[other].facts.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("other", "close"),
+    [("how many legs?", True), ("how many legs here?", True), ("how many arms?", True), ("legs: how many?", False)],
+)
+def test_one_word_apart(other, close):
+    assert one_word_apart("How many legs?", other) is close
+
+
+def test_phrasings_differ_in_more_than_one_word():
+    for relation in knowledge.load().relations.values():
+        phrasings = (relation.question, *relation.rephrasings_train, *relation.rephrasings)
+        assert [pair for pair in combinations(phrasings, 2) if one_word_apart(*pair)] == []
