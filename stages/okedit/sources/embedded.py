@@ -195,6 +195,7 @@ class Builder:
                     "answer_before": hop.answers[answer], "answer_after": hop.answers[target],
                 }
                 for hop in relation.hops
+                if hop.answers[answer] != hop.answers[target]  # else it cannot show the edit
             ],
         )  # fmt: skip
 
