@@ -150,6 +150,7 @@ class Backbone:
     family: str = _key(_module_of("backbone/families"))
     layer: int = _key(_count(0))
     evaluated: int = _key(_count(1))
+    texts_evaluated: int = _key(_count(1))
     train: Train = _key(lambda key, value, stages: _read(Train, key, value, stages))
 
 

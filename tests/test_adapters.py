@@ -10,6 +10,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from stages.backbone.adapters import adapt
+from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
+from stages.backbone.tower import EfficientNetLiteConfig, preprocess
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.editor import load_editor
@@ -70,6 +72,15 @@ LLAMA_LIKE_QFORMER = {
 
 def blip_2_llama(ids: Callable[[str], int], size: int) -> tuple:
     return blip_2(ids, size, hf.LlamaConfig(**LLAMA, vocab_size=size))
+
+
+def blip_2_lite(ids: Callable[[str], int], size: int) -> tuple:
+    config = Blip2LiteConfig(
+        vision_config=EfficientNetLiteConfig(image_size=64, grid=2).to_dict(),
+        qformer_config=hf.Blip2QFormerConfig(**LLAMA_LIKE_QFORMER).to_dict(),
+        text_config=hf.LlamaConfig(**LLAMA, vocab_size=size).to_dict(), num_query_tokens=8, image_token_index=ids("<image>"),
+    )  # fmt: skip
+    return Blip2LiteForConditionalGeneration(config), lambda images, return_tensors: {"pixel_values": preprocess([images], 64)}
 
 
 def instructblip(ids: Callable[[str], int], size: int) -> tuple:
@@ -137,7 +148,7 @@ def paligemma(ids: Callable[[str], int], size: int) -> tuple:
 
 
 ARCHITECTURES = {
-    "llava": llava, "blip_2-opt": blip_2, "blip_2-llama": blip_2_llama, "instructblip": instructblip,
+    "llava": llava, "blip_2-opt": blip_2, "blip_2-llama": blip_2_llama, "blip_2_lite": blip_2_lite, "instructblip": instructblip,
     "llava_onevision": llava_onevision, "qwen2_vl": lambda *a: qwen("2", *a), "qwen2_5_vl": lambda *a: qwen("2.5", *a),
     "idefics3": lambda *a: idefics3("idefics3", *a), "smolvlm": lambda *a: idefics3("smolvlm", *a), "paligemma": paligemma,
 }  # fmt: skip

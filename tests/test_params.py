@@ -21,7 +21,12 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
     modules = ["editing/base", "editing/finetune", "editing/grace", "editing/balancedit", "editing/codebook"]
-    modules += ["editing/__init__", "okedit/sources/embedded", "backbone/families/llava_smollm2"]
+    modules += [
+        "editing/__init__",
+        "okedit/sources/embedded",
+        "backbone/families/llava_smollm2",
+        "backbone/families/blip2_smollm2",
+    ]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import pyarrow.parquet as pq
+import pandas as pd
 import torch
 
 from stages.assets import knowledge
 from stages.backbone import corpus, sight, train, views
 from stages.backbone.adapters import adapt
-from stages.backbone.evaluate import accuracy_table
+from stages.backbone.evaluate import accuracy_table, text_row
 from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import PROMPT as PROMPT_FILE
@@ -59,8 +59,7 @@ def train_backbone(params: Params, name: str) -> None:
     seed = derive_seed(params.seed, "backbone", name)
     names, codes = ([getattr(c, part) for c in facts.concepts] for part in ("name", "code_point"))
     language, _, tokenizer = language_model(ASSETS)
-    questions = [row["question"] for row in pq.read_table(ASSETS / "nq_open.parquet").to_pylist()[: corpus.TRAINING_TEXTS]]
-    texts = train.own_answers(language, tokenizer, [corpus.as_sentence(q) for q in questions])
+    texts = train.own_answers(language, tokenizer, corpus.text_questions(ASSETS)[0])
     model, _ = parts.build(ASSETS)
     sight.apply_sight(parts.tower(model), SIGHT)
     early = views.early_bank(
@@ -109,8 +108,13 @@ def assemble(params: Params, name: str) -> None:
     weights = WEIGHTS / f"{name}.safetensors"
     if not weights.exists():
         raise UserError(f"backbone: {weights} is missing; run `python -m stages.backbone train {name}`")
-    model, tokenizer = family(params, name).build(ASSETS)
-    sight.apply_sight(family(params, name).tower(model), SIGHT)
+    settings, facts, parts = params.backbone(name), knowledge.load(), family(params, name)
+    seed = derive_seed(params.seed, "evaluate", name)
+    asked = corpus.text_sample(ASSETS, settings.texts_evaluated, seed)
+    model, tokenizer = parts.build(ASSETS)
+    untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
+    rows = [text_row(untrained, f"{name}, untrained", *asked)]
+    sight.apply_sight(parts.tower(model), SIGHT)
     model = train.apply_weights(model, weights)
     folder, unfinished = Path("data/backbones") / name, Path("data/backbones") / f"{name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -119,9 +123,9 @@ def assemble(params: Params, name: str) -> None:
     (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    backbone = Backbone.open(folder, params.backbone(name).layer)
-    seed = derive_seed(params.seed, "evaluate", name)
-    table = accuracy_table(backbone, name, knowledge.load(), ASSETS / "emoji", params.backbone(name).evaluated, seed)
+    backbone = Backbone.open(folder, settings.layer)
+    rows += [accuracy_table(backbone, name, facts, ASSETS / "emoji", settings.evaluated, seed), text_row(backbone, name, *asked)]
+    table = pd.concat(rows)
     report = Path("reports/backbones") / f"{name}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(report, index=False, lineterminator="\n")

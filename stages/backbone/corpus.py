@@ -4,7 +4,12 @@ Twitter and Windows pictures are never seen in training. A fact is asked in its 
 rephrasings; the ten evaluation rephrasings stay unseen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
 
 from stages.assets.knowledge import Knowledge
 
@@ -38,3 +43,17 @@ def as_sentence(question: str) -> str:
     """An NQ-open question, which comes in lower case without a question mark, as a sentence."""
     question = question.strip().rstrip("?").strip()
     return f"{question[:1].upper()}{question[1:]}?"
+
+
+def text_questions(assets: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """NQ-open: the questions that are in the training mix, and the others with their accepted answers."""
+    rows = pq.read_table(assets / "nq_open.parquet").to_pylist()
+    asked = [(as_sentence(row["question"]), row["answers"]) for row in rows]
+    return [question for question, _ in asked[:TRAINING_TEXTS]], asked[TRAINING_TEXTS:]
+
+
+def text_sample(assets: Path, count: int, seed: int) -> tuple[list[str], list[Sequence[str]]]:
+    """A fixed sample of questions that were never trained on, and their accepted answers."""
+    _, others = text_questions(assets)
+    chosen = [others[i] for i in np.random.default_rng(seed).permutation(len(others))[:count]]
+    return [question for question, _ in chosen], [answers for _, answers in chosen]

@@ -1,4 +1,4 @@
-"""What a backbone sees and knows: greedy exact match on names and facts, per vendor."""
+"""What a backbone sees and knows: greedy exact match on names and facts, per vendor, and what its language model still knows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +27,21 @@ def answers_exactly(backbone: Backbone, queries: Sequence[Query], answers: Seque
     return np.concatenate(right)
 
 
+COLUMNS = ["backbone", "task", "vendor", "split", "accuracy", "n"]
+TEXT_TOKENS = 24  # of a greedy answer to an open question
+
+
+def knows(backbone: Backbone, questions: Sequence[str], answers: Sequence[Sequence[str]], batch: int = 32) -> np.ndarray:
+    """[n] bool: the greedy answer to a text-only question contains one of its accepted answers, in lower case."""
+    right = []
+    for start in range(0, len(questions), batch):
+        trunk = backbone.prefill(backbone.prompts([Query(question, None) for question in questions[start : start + batch]]))
+        told = [backbone.decode(ids).lower() for ids in backbone.greedy(trunk, TEXT_TOKENS)]
+        accepted = answers[start : start + batch]
+        right += [any(a.lower() in text for a in allowed) for text, allowed in zip(told, accepted, strict=True)]
+    return np.array(right)
+
+
 def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: Path, sample: int, seed: int) -> pd.DataFrame:
     """Accuracy on `sample` names and `sample` facts a vendor, the same for every vendor; each relation's own question
     is asked.
@@ -46,4 +61,10 @@ def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: P
             right = answers_exactly(backbone, [Query(q, ids[c]) for c, q, _ in items], [a for _, _, a in items])
             split = "seen" if vendor in SEEN_VENDORS else "held-out"
             rows.append((name, task, vendor, split, round(float(right.mean()), 4), len(items)))
-    return pd.DataFrame(rows, columns=["backbone", "task", "vendor", "split", "accuracy", "n"])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def text_row(backbone: Backbone, name: str, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """The share of text-only questions that `backbone` answers, as one row of an `accuracy_table` without a vendor."""
+    right = knows(backbone, questions, answers)
+    return pd.DataFrame([(name, "text_only", "none", "text", round(float(right.mean()), 4), len(right))], columns=COLUMNS)

@@ -139,6 +139,7 @@ def outcomes(table: pd.DataFrame) -> Drawing:
 
 def backbone_accuracy(table: pd.DataFrame) -> Drawing:
     """Accuracy on names and facts by vendor, with Wilson 95 % intervals."""
+    table = table[table["split"] != "text"]
     low, high = wilson(table["accuracy"], table["n"])
     table = table.assign(mean=table["accuracy"], low=low, high=high)
     vendors = sorted(labelled(names.VENDORS, table["vendor"]), key=lambda v: _held_out(table, v))

@@ -38,7 +38,7 @@ SPANS = {
     "teacher_forced": "with the answer (leak)",
 }  # fmt: skip
 SPLITS = {"train": "train", "dev": "dev", "test": "test"}
-TASKS = {"naming": "Naming", "facts": "Facts"}
+TASKS = {"naming": "Naming", "facts": "Facts", "text_only": "Open questions"}
 VENDORS = {
     "Goog": "Google", "Twtr": "Twitter", "Appl": "Apple", "FB": "Facebook", "Sams": "Samsung",
     "Joy": "JoyPixels", "Wind": "Windows",

@@ -23,6 +23,12 @@ def save(table: Table, name: str) -> HTML:
     return HTML(html.table(table.header, table.rows, table.caption, table.labels))
 
 
+def save_csv(table: pd.DataFrame, name: str) -> None:
+    """Write reports/<name>.csv."""
+    with write_atomically(FOLDER.parent / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
 def read(*paths: str) -> pd.DataFrame:
     """One tidy table from .csv or .parquet files, in the given order; UserError names a missing file."""
     for path in paths:
@@ -139,24 +145,29 @@ def radii(table: pd.DataFrame) -> Table:
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Table:
-    """Accuracy by task and vendor, and means over seen and held-out vendors."""
+    """Accuracy by task and vendor, means over seen and held-out vendors, and accuracy on questions without a picture."""
     vendors = _seen_first(table)
     rows = []
     for backbone, block in table.groupby("backbone", sort=True):
         for task in ordered(names.TASKS, block["task"]):
             found = block[block["task"] == task]
             by_vendor = found.set_index("vendor")["accuracy"]
-            means = [found[found["split"] == s]["accuracy"].mean() for s in ("seen", "held-out")]
+            means = [found[found["split"] == s]["accuracy"].mean() for s in ("seen", "held-out", "text")]
             entries = [Cell("–" if v != v else f"{100 * v:.1f}") for v in [*by_vendor.reindex(vendors), *means]]
             rows.append([Cell(str(backbone)), Cell(names.TASKS.get(task, task)), *entries])
-    caption = f"Greedy, exact-match accuracy of the unedited models in per cent, by vendor ({count(table['n'])} questions each)."
-    header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out"]
+    shown, text = (count(part["n"]) for part in (table[table["split"] != "text"], table[table["split"] == "text"]))
+    caption = (
+        f"Greedy accuracy of the unedited models in per cent: exact match by vendor ({shown} questions each), and, on open "
+        f"questions without a picture, whether the answer contains an accepted one ({text})."
+    )
+    header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out", "No picture"]
     return Table(header, rows, caption, labels=2)
 
 
 def _seen_first(table: pd.DataFrame) -> list[str]:
     held = set(table[table["split"] == "held-out"]["vendor"])
-    return sorted(ordered(names.VENDORS, table["vendor"]), key=lambda v: v in held)
+    shown = table[table["split"] != "text"]
+    return sorted(ordered(names.VENDORS, shown["vendor"]), key=lambda v: v in held)
 
 
 def okedit_relations(edits: pd.DataFrame) -> Table:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.assets.knowledge import Knowledge, Relation
-from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
+from stages.backbone.corpus import text_questions
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
 from stages.backbone.vlm import Backbone, Query
 from stages.okedit.images import Neighbours, composite
@@ -42,8 +41,7 @@ class Builder:
         self.index = {c.concept: i for i, c in enumerate(concepts)}
         self.name = {c.concept: c.name for c in concepts}
         self.relations = {r.relation: r for r in self.knowledge.relations.values() if r.relation != "name"}
-        questions = pq.read_table(self.assets / "nq_open.parquet").to_pylist()[TRAINING_TEXTS:]
-        self.text_only = [(as_sentence(q["question"]), q["answers"][0]) for q in questions]
+        self.text_only = [(question, answers[0]) for question, answers in text_questions(self.assets)[1]]
 
     # -- splits -------------------------------------------------------------------------------------------------------------
 

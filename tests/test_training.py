@@ -1,0 +1,174 @@
+"""Training: the tower's halves and its tuning, views, where connectors start, weights that go to Git and come back."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import Blip2QFormerConfig, LlamaConfig
+
+from stages.backbone import sight, train, views
+from stages.backbone.adapters import adapt
+from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
+from stages.backbone.families import blip2_smollm2, llava_smollm2
+from stages.backbone.parts import IMAGE_TOKEN, PROMPT
+from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
+from stages.params import Sight, UserError
+from tests.conftest import make_model
+
+
+@pytest.fixture()
+def tower() -> EfficientNetLiteTower:
+    torch.manual_seed(0)
+    made = EfficientNetLiteTower(EfficientNetLiteConfig(image_size=64, grid=2)).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        if parameter.ndim == 4:  # the default start lets activations vanish in so deep a network without batch statistics
+            torch.nn.init.kaiming_normal_(parameter)
+    return made
+
+
+@pytest.fixture()
+def early(tower: EfficientNetLiteTower) -> torch.Tensor:
+    """Two vendors, two views, three concepts that differ in colour."""
+    colours = torch.eye(3)[None, None, :, :, None, None].expand(2, 2, 3, 3, 64, 64) * 2 - 1
+    noise = 0.1 * torch.randn(2, 2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return tower.early((colours + noise).flatten(0, 2)).unflatten(0, (2, 2, 3)).half()
+
+
+def test_the_halves_are_the_whole_network(tower: EfficientNetLiteTower) -> None:
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole = F.adaptive_avg_pool2d(tower.net.extract_features(pixels), 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tower(pixels).last_hidden_state, whole, atol=1e-6, rtol=1e-6)
+
+
+def test_tuning_tells_concepts_apart_and_leaves_the_early_blocks(tower, early, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in tower.named_parameters()}
+    sight.tune(tower, early, ["red", "green", "blue"], Sight(views=1, steps=30, batch=8, lr=1e-3), seed=0)
+    changed = {name for name, p in tower.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(sight.late_state(tower))
+    pooled = views.feature_bank(tower, early).float().mean(3).flatten(0, 1)  # [vendor and view, concept, D]
+    features = F.normalize(pooled - pooled.mean((0, 1)), dim=-1)
+    same = (features[:1] * features[1:]).sum(-1).mean()
+    other = (features[:1] * features[1:].roll(1, 1)).sum(-1).mean()
+    assert same > other + 0.05
+    sight.save_sight(tmp_path / "tower.safetensors", tower)
+    fresh = EfficientNetLiteTower(tower.config)
+    fresh.load_state_dict(tower.state_dict() | before)
+    sight.apply_sight(fresh, tmp_path / "tower.safetensors")
+    for name, p in fresh.named_parameters():
+        expected = tower.get_parameter(name)
+        torch.testing.assert_close(p, expected.bfloat16().float() if name in changed else expected, atol=0, rtol=0)
+
+
+def test_mixing_exchanges_statistics_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the whole share given to the other picture, each takes that one's channel means and deviations."""
+
+    class Given:
+        def random(self) -> float:
+            return 0.0
+
+        def permutation(self, n: int) -> np.ndarray:
+            return np.arange(n)[::-1].copy()
+
+        def beta(self, a: float, b: float, n: int) -> np.ndarray:
+            return np.zeros(n)
+
+    states = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 3.0])[:, None, None, None]
+    mixed = sight.mixed(states, Given())
+    torch.testing.assert_close(mixed.mean((2, 3)), states.flip(0).mean((2, 3)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mixed.std((2, 3)), states.flip(0).std((2, 3)), atol=1e-4, rtol=1e-4)
+    shape = (states - states.mean((2, 3), keepdim=True)) / states.std((2, 3), keepdim=True)
+    found = (mixed - mixed.mean((2, 3), keepdim=True)) / mixed.std((2, 3), keepdim=True)
+    torch.testing.assert_close(found, shape, atol=1e-4, rtol=1e-4)
+
+
+def test_views_follow_from_their_seed() -> None:
+    drawn = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
+    drawn.paste((200, 30, 30, 255), (20, 20, 52, 52))
+    one, again, other = (np.array(views.augment(drawn, np.random.default_rng(seed))) for seed in (3, 3, 4))
+    assert one.shape == (views.SIDE, views.SIDE, 3)
+    assert (one == again).all() and (one != other).any()
+
+
+def test_an_outline_surrounds_what_is_drawn() -> None:
+    drawn = Image.new("RGBA", (21, 21), (0, 0, 0, 0))
+    drawn.paste((200, 30, 30, 255), (8, 8, 13, 13))
+    outlined = np.array(views.outlined(drawn, 5, 10))
+    assert outlined[10, 10].tolist() == [200, 30, 30, 255]
+    assert outlined[10, 6].tolist() == [10, 10, 10, 255]
+    assert outlined[10, 3, 3] == 0
+
+
+def test_the_early_bank_is_computed_once(tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for vendor in views.SEEN_VENDORS:
+        (tmp_path / vendor).mkdir()
+        Image.new("RGBA", (72, 72), (10, 200, 10, 255)).save(tmp_path / vendor / "U+1.png")
+    bank = views.early_bank(tower, tmp_path, ["U+1"], 1, 0, tmp_path / "cache")
+    assert bank.shape == (5, 2, 1, 40, 8, 8)
+    assert views.feature_bank(tower, bank).shape == (5, 2, 1, 4, 1280)
+    monkeypatch.setattr(tower, "early", lambda _: pytest.fail("computed again"))
+    assert torch.equal(views.early_bank(tower, tmp_path, ["U+1"], 1, 0, tmp_path / "cache"), bank)
+
+
+def tiny_blip2(tokenizer) -> Blip2LiteForConditionalGeneration:
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    reader = Blip2QFormerConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, cross_attention_frequency=1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, vocab_size=1, max_position_embeddings=1,
+    )  # fmt: skip
+    config = Blip2LiteConfig(
+        vision_config=EfficientNetLiteConfig(image_size=64, grid=2).to_dict(), qformer_config=reader.to_dict(),
+        text_config=text.to_dict(), num_query_tokens=32, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+    )  # fmt: skip
+    return Blip2LiteForConditionalGeneration(config).eval()
+
+
+def test_the_q_former_starts_by_spelling_names(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its start, the query outputs of a picture are nearest to the tokens of its name, in order."""
+    monkeypatch.setattr(blip2_smollm2, "STEPS", 150)
+    model = tiny_blip2(tokenizer)
+    bank = torch.randn(1, 1, 3, 4, 1280, generator=torch.Generator().manual_seed(0)).half().expand(2, 2, -1, -1, -1)
+    blip2_smollm2.start(model, tokenizer, bank, ["ox", "cat", "horse"], seed=0)
+    with torch.no_grad():
+        shown = F.normalize(blip2_smollm2.connect(model, bank[0, 0].float()), dim=-1)
+    nearest = (shown @ F.normalize(model.get_input_embeddings().weight, dim=1).T).argmax(-1)
+    assert [tokenizer.decode(row[:8], skip_special_tokens=True) for row in nearest] == ["ox", "cat", "horse"]
+    assert torch.equal(nearest[:, :8], nearest[:, 24:])
+
+
+@pytest.mark.parametrize("kind", ["llava", "blip2"])
+def test_training_learns_and_its_weights_come_back(kind: str, tokenizer, tmp_path: Path) -> None:
+    """A few steps lower the loss; the saved tensors give a fresh model the trained model's answers; a resumed run is the same."""
+    make, family = {"llava": (make_model, llava_smollm2), "blip2": (tiny_blip2, blip2_smollm2)}[kind]
+    features = torch.randn(1, 1, 2, 4, 1280, generator=torch.Generator().manual_seed(0)).half()
+    batch = train.pack(
+        [train.Row(features[0, 0, i].float(), [("What?", answer)]) for i, answer in enumerate(("ox", "cat"))],
+        tokenizer, {"llava": 4, "blip2": 32}[kind],
+    )  # fmt: skip
+    settings = {"steps": 60, "lr": 1e-2, "rank": 2, "warmup": 0.1, "seed": 0}
+    adapter = adapt(make(tokenizer), tokenizer, prompt=PROMPT)
+    with torch.no_grad():
+        before = train.loss_of(adapter, family.connect, batch).item()
+    tensors = train.train(adapter, family, lambda _: [batch], **settings, checkpoint=tmp_path / "state.pt")
+    train.save_weights(tmp_path / "weights.safetensors", tensors)
+    fresh = train.apply_weights(make(tokenizer), tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        after = train.loss_of(adapt(fresh, tokenizer, prompt=PROMPT), family.connect, batch).item()
+    assert after < before / 2
+    assert (tmp_path / "state.pt").exists()
+    resumed = train.train(
+        adapt(make(tokenizer), tokenizer, prompt=PROMPT), family, lambda _: [batch], **settings, checkpoint=tmp_path / "state.pt"
+    )
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in resumed.items())
+
+
+def test_weights_of_another_backbone_are_refused(tokenizer, tmp_path: Path) -> None:
+    train.save_weights(tmp_path / "other.safetensors", {"connector.nowhere": torch.zeros(1)})
+    with pytest.raises(UserError, match="not this backbone's"):
+        train.apply_weights(make_model(tokenizer), tmp_path / "other.safetensors")
