@@ -20,12 +20,13 @@ import torch
 from stages.assets import knowledge
 from stages.backbone import corpus, sight, train, views
 from stages.backbone.adapters import adapt
+from stages.backbone.card import card
 from stages.backbone.evaluate import accuracy_table, text_row
 from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import PROMPT as PROMPT_FILE
 from stages.backbone.vlm import Backbone
-from stages.params import Params, UserError, derive_seed, load, run
+from stages.params import Params, UserError, derive_seed, load, run, write_atomically
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
@@ -129,6 +130,11 @@ def assemble(params: Params, name: str) -> None:
     report = Path("reports/backbones") / f"{name}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(report, index=False, lineterminator="\n")
+    told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
+    what = (parts.__doc__ or "").split("\n")[0]
+    text = card(name, what, params.sight, settings.train, len(facts.concepts), told, table)
+    with write_atomically(report.with_suffix(".md")) as temporary:
+        temporary.write_text(text)
     print(f"[backbone] {weights} -> {folder}; {len(table)} accuracies -> {report}")
 
 
