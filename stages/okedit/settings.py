@@ -1,4 +1,4 @@
-"""Checks of params.yaml entries that only dataset sources have: texts, paths, and sections of which one entry decides the rest."""
+"""Checks of params.yaml entries that only dataset sources have: texts, paths, sections of which one entry decides the rest."""
 
 import re
 from collections.abc import Mapping

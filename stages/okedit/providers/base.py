@@ -15,6 +15,10 @@ class ProviderError(Exception):
     """One item could not be had, and asking for another may succeed; the text is the reason that is counted."""
 
 
+class EndpointError(ProviderError):
+    """A failure of the service rather than of one item: when it lasts, no other item can be had either."""
+
+
 class Provider(Protocol):
     """Makes one item: a text in UTF-8, or an encoded picture."""
 

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
-from stages.okedit.providers.base import Cached, Provider, ProviderError
+from stages.okedit.providers.base import Cached, EndpointError, Provider
 from stages.okedit.settings import text
 from stages.params import UserError, count, entry, number
 
@@ -52,7 +52,7 @@ class OpenAI:
                 time.sleep(self.settings.wait * 2 ** (attempt - 1))
             try:
                 return self._ask(prompt, seed).encode()
-            except ProviderError as error:
+            except EndpointError as error:
                 failed = error
         raise failed
 
@@ -75,13 +75,13 @@ class OpenAI:
                 raise UserError(
                     f"{self.at}.{key}: {getattr(s, key)!r}: the endpoint answered HTTP {error.code}; allowed: one it accepts"
                 ) from None
-            raise ProviderError(f"endpoint: HTTP {error.code}") from None
+            raise EndpointError(f"endpoint: HTTP {error.code}") from None
         except TimeoutError:
-            raise ProviderError("endpoint: timed out") from None
+            raise EndpointError("endpoint: timed out") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             timed_out = isinstance(reason, TimeoutError)
-            raise ProviderError("endpoint: timed out" if timed_out else "endpoint: no connection") from None
+            raise EndpointError("endpoint: timed out" if timed_out else "endpoint: no connection") from None
         return _content(said)
 
 
@@ -90,7 +90,7 @@ def _content(said: bytes) -> str:
     try:
         content = json.loads(said)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise ProviderError("endpoint: no chat completion") from None
+        raise EndpointError("endpoint: no chat completion") from None
     if not isinstance(content, str) or not content.strip():
-        raise ProviderError("endpoint: an empty answer")
+        raise EndpointError("endpoint: an empty answer")
     return content
