@@ -3,7 +3,7 @@
 Guo et al. (section 5.1) had GPT-4 write rephrasings, a counterfactual and a third answer, and a diffusion model draw pictures.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -57,12 +57,12 @@ class Writer:
                 return found[:count]
         raise Rejected("edit: too few rephrasings")
 
-    def answer(self, edit_id: str, use: str, question: str, true: Collection[str], taken: Collection[str], **values: str) -> str:
-        """A valid false answer (`use`: counterfactual or third); Rejected when there is none."""
+    def answer(self, edit_id: str, use: str, question: str, refused: Mapping[str, str], **values: str) -> str:
+        """A valid false answer (`use`: counterfactual or third), none of those `refused` (text → why); else Rejected."""
         for attempt in range(self.attempts):
             said = self._lines(edit_id, use, attempt, question=question, **values)
             candidate = said[0].removesuffix(".") if said else ""
-            fault = answer_fault(candidate, true, taken)
+            fault = answer_fault(candidate, refused)
             if not fault:
                 return candidate
             self.tally.note(f"{use}: {fault}", edit_id)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stages.okedit.schema import EditRow, Picture, decode
-from stages.okedit.validate import Rejected
+from stages.okedit.validate import UNREADABLE, Rejected
 from stages.params import UserError
 
 
@@ -64,7 +64,7 @@ class Photos:
         """Pack a picture that is already read; its id. Rejected when it cannot be decoded."""
         try:
             self.pictures[image_id] = Picture(image_id, vendor, concept, pack(encoded, self.side))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        except UNREADABLE:
             raise Rejected("image: unreadable") from None
         return image_id
 

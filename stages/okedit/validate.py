@@ -3,13 +3,15 @@
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from PIL import Image, UnidentifiedImageError
 
 LONGEST_QUESTION, LONGEST_ANSWER = 200, 40  # characters
 MOST_WORDS = 5  # of an answer
 SMALLEST = 32  # pixels a side
+# What Pillow raises for bytes that are no picture.
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXAMPLES = 5  # rejected items of one reason that are named
 
 
@@ -57,23 +59,19 @@ def rephrasing_fault(candidate: str, question: str, taken: Collection[str], answ
     return None
 
 
-def answer_fault(candidate: str, true: Collection[str], taken: Collection[str] = ()) -> str | None:
-    """A false answer is a few words, none of the true ones (all annotators' answers), and not `taken` for another use."""
+def answer_fault(candidate: str, refused: Mapping[str, str]) -> str | None:
+    """A false answer is a few words, none of those `refused` (text → the reason)."""
     said = normal(candidate)
     if not said or len(candidate) > LONGEST_ANSWER or len(said.split()) > MOST_WORDS or candidate.endswith(("?", ":")):
         return "format"
-    if said in {normal(answer) for answer in true}:
-        return "is a true answer"
-    if said in {normal(answer) for answer in taken}:
-        return "duplicate"
-    return None
+    return next((reason for text, reason in refused.items() if said == normal(text)), None)
 
 
 def picture_fault(encoded: bytes, taken: Collection[bytes]) -> str | None:
     """A picture can be read, is not tiny, shows more than one colour, and is none of those `taken`."""
     try:
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except UNREADABLE:
         return "format"
     if min(image.size) < SMALLEST:
         return "too small"

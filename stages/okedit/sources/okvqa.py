@@ -58,7 +58,13 @@ class Question:
 
     @property
     def asked(self) -> Asked:
+        """The question with the answer that most annotators gave."""
         return Asked(self.image, self.question, self.answers[0])
+
+    @property
+    def true(self) -> dict[str, str]:
+        """Answers that no counterfactual may be, with the reason."""
+        return dict.fromkeys(self.answers, "is a true answer")
 
 
 def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) -> list[Question]:
@@ -131,10 +137,10 @@ class Builder:
         """One edit with all its probes; Rejected, ProviderError where something cannot be had."""
         s, own, edit_id = self.settings, question.asked, question.question_id
         rng = np.random.default_rng(derive_seed(self.seed, self.dataset.name, edit_id))
-        said = [unedited_answer(b, own.question, own.image_id, self.photos.image(own.image_id)) for b in self.backbones]
-        target = self.writer.answer(
-            edit_id, "counterfactual", own.question, question.answers, said, answer=own.answer
-        )  # no backbone says it already
+        picture = self.photos.image(own.image_id)
+        said = {unedited_answer(b, own.question, own.image_id, picture): "is the unedited answer" for b in self.backbones}
+        refused = said | question.true
+        target = self.writer.answer(edit_id, "counterfactual", own.question, refused, answer=own.answer)
         rephrased = self.writer.rephrasings(
             edit_id, own.question, (*question.answers, target), s.rephrasings_train + s.rephrasings
         )
@@ -154,9 +160,8 @@ class Builder:
         own, d = question.asked, self.dataset
         drawn = []
         if d.near:
-            third = self.writer.answer(
-                question.question_id, "third", own.question, question.answers, (target,), answer=own.answer, target=target
-            )
+            refused = question.true | {target: "is the target"}
+            third = self.writer.answer(question.question_id, "third", own.question, refused, answer=own.answer, target=target)
             ids = self.painter.draw(question.question_id, concept, "locality", own.question, third, 1)
             drawn = [probe("near_image", ids[0], own.question, third)]
         return [
