@@ -1,4 +1,4 @@
-"""Where an edit's other pictures come from: emoji tables for the embedded source, else the photos of the dataset's other edits."""
+"""Where an edit's other pictures come from: drawings for the embedded source, else the photos of the dataset's other edits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
