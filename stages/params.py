@@ -42,11 +42,11 @@ class UserError(Exception):
     """A mistake the user can mend; its text is one line: the key, its value, what is allowed."""
 
 
-def _refuse(key: str, value: Any, allowed: str) -> UserError:
+def refuse(key: str, value: Any, allowed: str) -> UserError:
     return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
+def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
     """A finite number in [low, high] and > above; `whole` asks for an int."""
     words = ["a whole number" if whole else "a number"]
     if math.isfinite(low):
@@ -57,19 +57,19 @@ def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -m
     def check(key: str, value: Any, stages: Path) -> float | int:
         right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not (right_type and math.isfinite(value) and low <= value <= high and value > above):
-            raise _refuse(key, value, " ".join(words))
+            raise refuse(key, value, " ".join(words))
         return int(value) if whole else float(value)
 
     return check
 
 
-_count = partial(_number, whole=True)
+count = partial(number, whole=True)
 
 
-def _one_of(*allowed: str) -> Check:
+def one_of(*allowed: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
         if value not in allowed:
-            raise _refuse(key, value, ", ".join(allowed))
+            raise refuse(key, value, ", ".join(allowed))
         return value
 
     return check
@@ -81,13 +81,13 @@ def _module_of(folder: str, *others: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
         found = {path.stem for path in (stages / folder).glob("*.py")} - {"__init__", "__main__", *others}
         if not isinstance(value, str) or value.replace("-", "_") not in found:
-            raise _refuse(key, value, ", ".join(sorted(found)) or f"nothing: no module in stages/{folder}")
+            raise refuse(key, value, ", ".join(sorted(found)) or f"nothing: no module in stages/{folder}")
         return value
 
     return check
 
 
-def _key(check: Check, **default: Any) -> Any:
+def entry(check: Check, **default: Any) -> Any:
     """A dataclass field that is read from params.yaml through `check`."""
     return field(metadata={"check": check}, **default)
 
@@ -96,50 +96,50 @@ def _key(check: Check, **default: Any) -> Any:
 class Key:
     """Which positions' hidden states are averaged into the key φ(x) (§2)."""
 
-    span: str = _key(_one_of(*SPANS))
+    span: str = entry(one_of(*SPANS))
 
 
 @dataclass(frozen=True)
 class Radius:
     """How far an edit reaches (§2); balanced: alpha · d⁺ + (1 - alpha) · d⁻."""
 
-    strategy: str = _key(_one_of(*STRATEGIES))
-    alpha: float = _key(_number(0, 1))
-    epsilon: float = _key(_number(above=0))
-    distance: str = _key(_one_of(*DISTANCES))
-    positives: int = _key(_count(1, 3))
-    negative: str = _key(_one_of(*NEGATIVES))
+    strategy: str = entry(one_of(*STRATEGIES))
+    alpha: float = entry(number(0, 1))
+    epsilon: float = entry(number(above=0))
+    distance: str = entry(one_of(*DISTANCES))
+    positives: int = entry(count(1, 3))
+    negative: str = entry(one_of(*NEGATIVES))
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The paired bootstrap over edits: number of resamples and the level of the interval (§3)."""
 
-    resamples: int = _key(_count(1))
-    level: float = _key(_number(0.5, 0.999))
+    resamples: int = entry(count(1))
+    level: float = entry(number(0.5, 0.999))
 
 
 @dataclass(frozen=True)
 class Sight:
     """The one tuning of the vision tower that the embedded backbones share (§5)."""
 
-    views: int = _key(_count(1))
-    steps: int = _key(_count(1))
-    batch: int = _key(_count(2))
-    lr: float = _key(_number(above=0))
+    views: int = entry(count(1))
+    steps: int = entry(count(1))
+    batch: int = entry(count(2))
+    lr: float = entry(number(above=0))
 
 
 @dataclass(frozen=True)
 class Train:
     """One training of a backbone's connector and low-rank adapter (§5)."""
 
-    steps: int = _key(_count(1))
-    batch: int = _key(_count(1))
-    texts: int = _key(_count(0))
-    lr: float = _key(_number(above=0))
-    lora_rank: int = _key(_count(1))
-    feature_noise: float = _key(_number(0))
-    warmup: float = _key(_number(0, 1))
+    steps: int = entry(count(1))
+    batch: int = entry(count(1))
+    texts: int = entry(count(0))
+    lr: float = entry(number(above=0))
+    lora_rank: int = entry(count(1))
+    feature_noise: float = entry(number(0))
+    warmup: float = entry(number(0, 1))
 
 
 @dataclass(frozen=True)
@@ -147,27 +147,33 @@ class Backbone:
     """A vision-language model. `layer` counts decoder layers from 0; opening the model checks its bound."""
 
     name: str
-    family: str = _key(_module_of("backbone/families"))
-    layer: int = _key(_count(0))
-    evaluated: int = _key(_count(1))
-    texts_evaluated: int = _key(_count(1))
-    train: Train = _key(lambda key, value, stages: _read(Train, key, value, stages))
+    family: str = entry(_module_of("backbone/families"))
+    layer: int = entry(count(0))
+    evaluated: int = entry(count(1))
+    texts_evaluated: int = entry(count(1))
+    train: Train = entry(lambda key, value, stages: read_section(Train, key, value, stages))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of edits: edits in each split, then probes of each locality kind for each edit (§4)."""
+    """A set of edits: edits in each split, probes of each locality kind for each edit (§4); the rest is the source's own."""
 
     name: str
-    source: str = _key(_module_of("okedit/sources"))
-    test: int = _key(_count(1))
-    dev: int = _key(_count(0))
-    train: int = _key(_count(0))
-    near: int = _key(_count(0))
-    far: int = _key(_count(0))
-    other_question: int = _key(_count(0))
-    unrelated: int = _key(_count(0))
-    text_only: int = _key(_count(0))
+    source: str = entry(_module_of("okedit/sources"))
+    test: int = entry(count(1))
+    dev: int = entry(count(0))
+    train: int = entry(count(0))
+    near: int = entry(count(0), default=0)
+    far: int = entry(count(0), default=0)
+    other_question: int = entry(count(0), default=0)
+    unrelated: int = entry(count(0), default=0)
+    text_only: int = entry(count(0), default=0)
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, cls: type[T]) -> T:
+        """`own` as the source's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
+        _expect(f"datasets.{self.name}.", self.own, [f.name for c in (self, cls) for f in fields(c)][1:], [])
+        return read_section(cls, f"datasets.{self.name}", self.own, STAGES)
 
 
 @dataclass(frozen=True)
@@ -180,13 +186,13 @@ class Method:
     name: str
     key: Key
     radius: Radius
-    editor: str = _key(_module_of("editing", *NOT_EDITORS))
-    router: str = _key(_one_of(*ROUTERS))
-    lr: float = _key(_number(above=0), default=1e-3)
-    steps: int = _key(_count(1), default=50)
-    margin: float = _key(_number(0), default=0.1)
-    loss: float = _key(_number(above=0), default=1e-2)
-    replace: str = _key(_one_of(*POSITIONS), default="all")
+    editor: str = entry(_module_of("editing", *NOT_EDITORS))
+    router: str = entry(one_of(*ROUTERS))
+    lr: float = entry(number(above=0), default=1e-3)
+    steps: int = entry(count(1), default=50)
+    margin: float = entry(number(0), default=0.1)
+    loss: float = entry(number(above=0), default=1e-2)
+    replace: str = entry(one_of(*POSITIONS), default="all")
 
 
 @dataclass(frozen=True)
@@ -219,27 +225,27 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     raw = _parse(Path(path))
     names = [f.name for f in fields(Params)]
     _expect("", raw, names, names)
-    key = _read(Key, "key", raw["key"], stages)
-    radius = _read(Radius, "radius", raw["radius"], stages)
+    key = read_section(Key, "key", raw["key"], stages)
+    radius = read_section(Radius, "radius", raw["radius"], stages)
 
     def method(at: str, value: Any, name: str) -> Method:
         own = _mapping(at, value)
-        own_key = _read(Key, f"{at}.key", own.get("key", {}), stages, base=key)
-        own_radius = _read(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
-        return _read(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
+        own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
+        own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
+        return read_section(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
 
     def seed(at: str, value: Any, name: str = "") -> int:
-        return _count(0, 2**32 - 1)(at, value, stages)
+        return count(0, 2**32 - 1)(at, value, stages)
 
     return Params(
         seed=seed("seed", raw["seed"]),
-        threads=_count(1, 1024)("threads", raw["threads"], stages),
+        threads=count(1, 1024)("threads", raw["threads"], stages),
         key=key,
         radius=radius,
-        metrics=_read(Metrics, "metrics", raw["metrics"], stages),
-        sight=_read(Sight, "sight", raw["sight"], stages),
-        backbones=_axis("backbones", raw, partial(_read, Backbone, stages=stages)),
-        datasets=_axis("datasets", raw, partial(_read, Dataset, stages=stages)),
+        metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
+        sight=read_section(Sight, "sight", raw["sight"], stages),
+        backbones=_axis("backbones", raw, partial(read_section, Backbone, stages=stages)),
+        datasets=_axis("datasets", raw, partial(read_section, Dataset, stages=stages)),
         methods=_axis("methods", raw, method),
         seeds=_axis("seeds", raw, seed),
     )
@@ -258,7 +264,7 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 def _mapping(at: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise _refuse(at, value, "a section of `key: value` lines")
+        raise refuse(at, value, "a section of `key: value` lines")
     return value
 
 
@@ -271,12 +277,15 @@ def _expect(at: str, section: Mapping[str, Any], allowed: list[str], needed: lis
             raise UserError(f"{at}{name}: missing; needed: {', '.join(needed)}")
 
 
-def _read(cls: type[T], at: str, value: Any, stages: Path, *, base: T | None = None, **given: Any) -> T:
-    """Read the section `value` into `cls`; what it leaves out comes from `base` or the field's default."""
-    section = _mapping(at, value)
+def read_section(cls: type[T], at: str, value: Any, stages: Path, *, base: T | None = None, **given: Any) -> T:
+    """Read the section `value` into `cls`; what it leaves out comes from `base` or the field's default, and what it has
+    besides goes to the field `own`, if there is one."""
+    section, names = _mapping(at, value), [f.name for f in fields(cls)]
     checked = {f.name: f for f in fields(cls) if "check" in f.metadata}
     needed = [name for name, f in checked.items() if base is None and f.default is MISSING]
-    _expect(f"{at}.", section, [f.name for f in fields(cls) if f.name != "name"], needed)
+    if "own" in names:
+        given["own"] = {name: entry for name, entry in section.items() if name not in checked}
+    _expect(f"{at}.", section, [*given.get("own", ()), *(n for n in names if n != "name")], needed)
     present = [f for name, f in checked.items() if name in section]
     read = {f.name: f.metadata["check"](f"{at}.{f.name}", section[f.name], stages) for f in present}
     return replace(base, **read) if base is not None else cls(**given, **read)
@@ -290,15 +299,15 @@ def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str
     for name in section:
         if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]*", str(name)):
             allowed = "lower-case letters, digits, _" + (" and -" if hyphen else "")
-            raise _refuse(f"{axis}: the name", name, allowed)
+            raise refuse(f"{axis}: the name", name, allowed)
     if not section:
-        raise _refuse(axis, {}, "at least one entry")
+        raise refuse(axis, {}, "at least one entry")
     return {str(name): read(f"{axis}.{name}", value, name=str(name)) for name, value in section.items()}
 
 
 def _pick(kind: str, axis: Mapping[str, T], name: str) -> T:
     if name not in axis:
-        raise _refuse(kind, name, ", ".join(axis))
+        raise refuse(kind, name, ", ".join(axis))
     return axis[name]
 
 

@@ -1,5 +1,11 @@
 """Small real parts that the tests share: a LLaVA of a few thousand random weights with a word tokenizer, and pictures."""
 
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +19,8 @@ from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
 
 LAYER = 2
+ROOT = Path(__file__).parent.parent
+ASSETS = ROOT / "data/assets"
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +61,59 @@ def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     made.add_pictures({"red": Image.new("RGB", (64, 64), (200, 30, 30)), "noise": Image.fromarray(noise)})
     return made
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Real rows and photos of OK-VQA, MMEdit and COCO, which stand beside the checkout."""
+    for folder in (ROOT / "../shared/real", ROOT / "../../shared/real"):
+        if folder.is_dir():
+            return folder.resolve()
+    pytest.skip("no folder shared/real with real rows and photos beside the checkout")
+
+
+class Endpoint:
+    """A loopback server that speaks OpenAI's chat completions: `says` turns a prompt into an answer; what it gets is kept."""
+
+    def __init__(self) -> None:
+        self.says: Callable[[str], str] = lambda prompt: "yes"
+        self.replies: list[Callable[[http.server.BaseHTTPRequestHandler], None]] = []  # replace the next answers
+        self.requests: list[dict] = []
+        self.keys: list[str | None] = []
+        endpoint = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                endpoint.requests.append(body | {"path": self.path})
+                endpoint.keys.append(self.headers["Authorization"])
+                if endpoint.replies:
+                    endpoint.replies.pop(0)(self)
+                else:
+                    said = endpoint.says(body["messages"][0]["content"])
+                    send(self, json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}))
+
+            def log_message(self, *_: object) -> None:
+                """Tests print nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+def send(handler: http.server.BaseHTTPRequestHandler, body: str, status: int = 200) -> None:
+    """Answer one request."""
+    handler.send_response(status)
+    handler.end_headers()
+    handler.wfile.write(body.encode())
+
+
+@pytest.fixture()
+def endpoint() -> Iterator[Endpoint]:
+    """A running endpoint."""
+    made = Endpoint()
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    thread.join()

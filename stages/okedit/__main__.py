@@ -1,19 +1,21 @@
 """Build a dataset of edits with all their probes: data/okedit/<dataset>/ and reports/okedit/<dataset>.json.
 
-python -m stages.okedit okedit
+    python -m stages.okedit okedit
+
+data/okedit/<dataset>/easyedit/ holds the same edits as EasyEdit reads them.
 """
 
 import importlib
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import torch
 
 from stages.assets import knowledge
 from stages.backbone.vlm import Backbone
-from stages.okedit import schema
+from stages.okedit import easyedit, schema
+from stages.okedit.counts import count
 from stages.params import UserError, load, run, write_atomically
 
 
@@ -23,23 +25,22 @@ def main() -> None:
     params = load()
     torch.set_num_threads(params.threads)
     dataset = params.dataset(sys.argv[1])
-    source = importlib.import_module(f"stages.okedit.sources.{dataset.source}")
+    source = importlib.import_module(f"stages.okedit.sources.{dataset.source.replace('-', '_')}")
+    dataset.settings(source.Settings)  # a wrong entry stops here, before a model is loaded
     backbones = [Backbone.open(Path("data/backbones") / b.name, b.layer) for b in params.backbones.values()]
     rows, pictures, rejected = source.build(dataset, knowledge.load(), Path("data/assets"), backbones, params.seed)
+    found = count(dataset, rows, pictures, rejected)
+    if not found["splits"]["test"]["edits"]:
+        worst = ", ".join(f"{reason} ({n})" for reason, n in rejected.most_common(3)) or "none was rejected"
+        raise UserError(f"datasets.{dataset.name}.test: {dataset.test} wanted, no edit is left; rejected: {worst}")
     folder = Path("data/okedit") / dataset.name
     schema.write(folder, rows, pictures)
-    counts = {
-        "edits": Counter(r.split for r in rows),
-        "relations": Counter(r.relation for r in rows),
-        "probes": Counter(p["kind"] for r in rows for p in r.locality),
-        "hops": Counter(f"hop{h['n']}" for r in rows for h in r.hops),
-        "pictures": {"all": len(pictures)},
-        "rejected": rejected,
-    }
+    found["easyedit"] = easyedit.export(folder / "easyedit", rows, pictures)
     report = Path("reports/okedit") / f"{dataset.name}.json"
-    report.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(report) as temporary:
-        temporary.write_text(json.dumps(counts, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    for split, short in found["short"].items():
+        print(f"[okedit] {dataset.name}: {short} {split} edits fewer than wanted; {report} says why")
     print(f"[okedit] {len(rows)} edits, {len(pictures)} pictures -> {folder}; counts -> {report}")
 
 

@@ -1,6 +1,6 @@
-"""Pictures of the embedded dataset: a concept by a vendor, composites of it, and which concepts look alike."""
+"""Pictures: composites of a drawn concept, and which concepts or photos look alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ from PIL import Image
 
 from stages.backbone.tower import flatten, preprocess
 from stages.backbone.views import read_image
+from stages.backbone.vlm import Backbone
 
 SIZE = 160
 
@@ -50,5 +51,31 @@ class Neighbours:
     def nearest(self, vendor: str, concept: int, among: Sequence[int]) -> list[int]:
         """`among`, nearest first; features are centred on their mean over `among`."""
         others, own = self.features(vendor, among), self.features(vendor, [concept])
-        similarity = torch.nn.functional.cosine_similarity(others - others.mean(0), own - others.mean(0))
-        return [among[i] for i in similarity.argsort(descending=True, stable=True).tolist()]
+        return [among[i] for i in by_similarity(own, others)]
+
+
+class Looks:
+    """Which photos look alike to a backbone: cosine similarity of the mean image features that its language model receives."""
+
+    def __init__(self, backbone: Backbone, picture: Callable[[str], Image.Image]):
+        """`picture` decodes a photo by its id."""
+        self.adapter, self.picture = backbone.adapter, picture
+        self._known: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def feature(self, image_id: str) -> torch.Tensor:
+        """[D]; the tower sees each photo once."""
+        if image_id not in self._known:
+            self._known[image_id] = self.adapter.show([self.picture(image_id)], [""])[0].features.float().mean(0).cpu()
+        return self._known[image_id]
+
+    def nearest(self, image_id: str, among: Sequence[str]) -> list[str]:
+        """`among`, nearest first; features are centred on their mean over `among`."""
+        others = torch.stack([self.feature(i) for i in among])
+        return [among[i] for i in by_similarity(self.feature(image_id)[None], others)]
+
+
+def by_similarity(own: torch.Tensor, others: torch.Tensor) -> list[int]:
+    """Indices of `others` [N, D], nearest to `own` [1, D] first, after centring on the mean of `others`."""
+    similarity = torch.nn.functional.cosine_similarity(others - others.mean(0), own - others.mean(0))
+    return similarity.argsort(descending=True, stable=True).tolist()

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from stages.assets import knowledge
 from stages.backbone.vlm import Backbone
-from stages.okedit.images import Neighbours
-from stages.okedit.schema import IMAGES, Picture, read_edits, write_table
+from stages.okedit.schema import IMAGES, read_edits, read_images, write_table
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
+from stages.samples.pools import Drawings, Photos, Pool
 
 
 def main() -> None:
@@ -24,36 +24,26 @@ def main() -> None:
     params = load()
     torch.set_num_threads(params.threads)
     dataset = params.dataset(sys.argv[1])
-    rows = read_edits(Path("data/okedit") / dataset.name, ("dev", "test"))
-    facts = knowledge.load()
-    concepts = facts.concepts
-    index = {c.concept: i for i, c in enumerate(concepts)}
+    built = Path("data/okedit") / dataset.name
+    rows, facts = read_edits(built, ("dev", "test")), knowledge.load()
     name, settings = next(iter(params.backbones.items()))
     backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
-    emoji = Path("data/assets/emoji")
-    codes = [c.code_point for c in concepts]
-    neighbours = Neighbours(backbone.model.model.vision_tower, emoji, codes)
+    pool: Pool
+    if dataset.source == "embedded":
+        pool = Drawings(facts, Path("data/assets/emoji"), backbone)
+    else:
+        pool = Photos(rows, read_images(built / "images.parquet"), backbone)
+    another_question = facts.relations["name"].rephrasings_train[0]
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
-        vendor = row["image_id"].split("/")[0]
-        shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
-        own = concepts[index[row["concept"]]]
-        others = [
-            index[c] for c in facts.relations[row["relation"]].facts
-            if concepts[index[c]].name != own.name and concepts[index[c]].code_point not in shown
-        ]  # fmt: skip
-        found = samples_of(
-            row, vendor, others, index[row["concept"]], neighbours, [f"{vendor}/{code}" for code in codes],
-            facts.relations["name"].rephrasings_train[0], params.seed,
-        )  # fmt: skip
+        others = pool.others(row)
+        found = samples_of(row, others, pool.nearest(row, others), another_question, params.seed)
         samples += found
         noise = noise_picture(row["edit_id"], params.seed)
         pictures[noise.image_id] = noise
-        for sample in found:
-            if sample.image_id not in pictures and "/" in sample.image_id:
-                brand, code = sample.image_id.split("/")[:2]
-                png = (emoji / brand / f"{code}.png").read_bytes()
-                pictures[sample.image_id] = Picture(sample.image_id, brand, "", png)
+        for image_id in {s.image_id for s in found} - pictures.keys():
+            if picture := pool.picture(image_id):
+                pictures[image_id] = picture
     folder = Path("data/samples") / dataset.name
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "samples.parquet", [asdict(s) for s in samples])

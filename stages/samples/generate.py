@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.okedit.images import SIZE, Neighbours
+from stages.okedit.images import SIZE
 from stages.okedit.schema import Picture, encode
 from stages.params import derive_seed
 
@@ -40,30 +40,18 @@ def noise_picture(edit_id: str, seed: int) -> Picture:
     return Picture(f"noise/{edit_id}", "", "", encode(Image.fromarray(pixels)))
 
 
-def samples_of(
-    row: Mapping[str, Any],
-    vendor: str,
-    others: Sequence[int],
-    concept: int,
-    neighbours: Neighbours,
-    image_ids: Sequence[str],
-    another_question: str,
-    seed: int,
-) -> list[Sample]:
+def samples_of(row: Mapping[str, Any], others: Sequence[str], nearest: str, another_question: str, seed: int) -> list[Sample]:
     """All samples of one edit.
 
-    `others` are the concepts for which the question makes sense and which no probe of the edit shows; `image_ids` names a
-    concept's picture.
+    `others` are the ids of pictures of other things, which no probe of the edit shows; `nearest` is the most alike of them.
     """
     rng = np.random.default_rng(derive_seed(seed, "samples", row["edit_id"]))
-    nearest = neighbours.nearest(vendor, concept, others)[0]
-    random = others[rng.integers(len(others))]
     negatives = {
         "black": "black",
         "white": "white",
         "noise": f"noise/{row['edit_id']}",
-        "random": image_ids[random],
-        "nearest": image_ids[nearest],
+        "random": others[rng.integers(len(others))],
+        "nearest": nearest,
     }
     samples = [Sample(row["edit_id"], "sample_positive", q, row["image_id"]) for q in row["rephrasings_train"]]
     samples += [Sample(row["edit_id"], f"sample_{k}", row["question"], image) for k, image in negatives.items()]

@@ -14,13 +14,19 @@ from tqdm import tqdm
 from stages.assets.knowledge import Knowledge, Relation
 from stages.backbone.corpus import text_questions
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
-from stages.backbone.vlm import Backbone, Query
+from stages.backbone.vlm import Backbone
+from stages.okedit.agreement import unedited_answer
 from stages.okedit.images import Neighbours, composite
 from stages.okedit.schema import EditRow, Picture, decode, encode
 from stages.params import Dataset, UserError, derive_seed
 
 VENDORS = (*SEEN_VENDORS, *HELD_OUT_VENDORS)
 COMPOSITES = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """This source has no entries of its own."""
 
 
 @dataclass
@@ -104,9 +110,7 @@ class Builder:
     def unedited(self, backbone: Backbone, question: str, image_id: str) -> str:
         """A backbone's greedy answer before any edit."""
         picture = self.pictures[image_id]
-        backbone.add_pictures({image_id: decode(image_id, picture.png)})
-        trunk = backbone.prefill(backbone.prompts([Query(question, image_id)]))
-        return backbone.decode(backbone.greedy(trunk, 12)[0])
+        return unedited_answer(backbone, question, image_id, decode(image_id, picture.png))
 
     def target(self, relation: Relation, concept: str, image_id: str, rng: np.random.Generator) -> str:
         """A false answer of the true answer's type that no backbone already gives."""

@@ -1,0 +1,66 @@
+"""Does a generated picture show what it should? By CLIP's similarity, or by the edited model's own answer before the edit."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from stages.backbone.vlm import Backbone, Query
+from stages.okedit.settings import text
+from stages.okedit.validate import normal
+from stages.params import UserError, entry, number
+
+# (picture, question, answer) → whether they agree.
+Agrees = Callable[[Image.Image, str, str], bool]
+
+
+def unedited_answer(backbone: Backbone, question: str, image_id: str, image: Image.Image) -> str:
+    """The backbone's greedy answer before any edit."""
+    backbone.add_pictures({image_id: image})
+    trunk = backbone.prefill(backbone.prompts([Query(question, image_id)]))
+    return backbone.decode(backbone.greedy(trunk, 12)[0])
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP (Radford et al., 2021): cosine similarity of the picture and "question answer" is at least `threshold`."""
+
+    model: str = entry(text())
+    threshold: float = entry(number(-1, 1), default=0.22)
+
+    def open(self, at: str, backbones: Sequence[Backbone]) -> Agrees:
+        """Load the model; UserError names `at`.model when that fails."""
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+        try:
+            model = CLIPModel.from_pretrained(self.model).eval()
+            tokenizer, processor = AutoTokenizer.from_pretrained(self.model), CLIPImageProcessorPil.from_pretrained(self.model)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{at}.model: {self.model!r} cannot be loaded: {error}") from None
+
+        @torch.no_grad()
+        def agrees(image: Image.Image, question: str, answer: str) -> bool:
+            words = tokenizer(f"{question} {answer}", return_tensors="pt", truncation=True)
+            seen = model(**words, **processor(image, return_tensors="pt"))
+            return float(torch.nn.functional.cosine_similarity(seen.text_embeds, seen.image_embeds)) >= self.threshold
+
+        return agrees
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """Some backbone answers the question about the picture as it should be answered."""
+
+    def open(self, at: str, backbones: Sequence[Backbone]) -> Agrees:
+        """Nothing is loaded."""
+
+        def agrees(image: Image.Image, question: str, answer: str) -> bool:
+            name = f"agreement/{hashlib.sha256(image.tobytes()).hexdigest()}"
+            return any(normal(unedited_answer(b, question, name, image)) == normal(answer) for b in backbones)
+
+        return agrees
+
+
+AGREEMENT = {"clip": Clip, "backbone": OwnAnswer}

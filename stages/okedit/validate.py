@@ -1,0 +1,80 @@
+"""What is wrong with a generated item, in words that are counted; None where nothing is."""
+
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+
+from PIL import Image, UnidentifiedImageError
+
+LONGEST_QUESTION, LONGEST_ANSWER = 200, 40  # characters
+MOST_WORDS = 5  # of an answer
+SMALLEST = 32  # pixels a side
+# What Pillow raises for bytes that are no picture.
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+EXAMPLES = 5  # rejected items of one reason that are named
+
+
+class Rejected(Exception):
+    """An edit that cannot be had; the text is the reason that is counted."""
+
+
+class Tally(Counter):
+    """Rejections by reason, with the names of the first few of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.examples: dict[str, list[str]] = defaultdict(list)
+
+    def note(self, reason: str, name: str) -> None:
+        """Count one."""
+        self[reason] += 1
+        if len(self.examples[reason]) < EXAMPLES and name not in self.examples[reason]:
+            self.examples[reason].append(name)
+
+
+def normal(text: str) -> str:
+    """The form in which texts are compared: lower case, words alone."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def lines(text: str) -> list[str]:
+    """The items of a list as language models write them: without bullets, numbers and quotes."""
+    bare = (re.sub(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s+", "", line).strip().strip("\"'“”").strip() for line in text.splitlines())
+    return [line for line in bare if line]
+
+
+def rephrasing_fault(candidate: str, question: str, taken: Collection[str], answers: Collection[str]) -> str | None:
+    """A rephrasing is one question, new, neither the question itself nor a hint at an answer that the question lacks."""
+    said = normal(candidate)
+    if not said or len(candidate) > LONGEST_QUESTION or candidate.endswith("?") != question.strip().endswith("?"):
+        return "format"
+    if said == normal(question):
+        return "equals the question"
+    if said in {normal(other) for other in taken}:
+        return "duplicate"
+    words, asked = f" {said} ", f" {normal(question)} "
+    if any(f" {normal(a)} " in words and f" {normal(a)} " not in asked for a in answers):
+        return "gives an answer away"
+    return None
+
+
+def answer_fault(candidate: str, refused: Mapping[str, str]) -> str | None:
+    """A false answer is a few words, none of those `refused` (text → the reason)."""
+    said = normal(candidate)
+    if not said or len(candidate) > LONGEST_ANSWER or len(said.split()) > MOST_WORDS or candidate.endswith(("?", ":")):
+        return "format"
+    return next((reason for text, reason in refused.items() if said == normal(text)), None)
+
+
+def picture_fault(encoded: bytes, taken: Collection[bytes]) -> str | None:
+    """A picture can be read, is not tiny, shows more than one colour, and is none of those `taken`."""
+    try:
+        image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    except UNREADABLE:
+        return "format"
+    if min(image.size) < SMALLEST:
+        return "too small"
+    if all(low == high for low, high in image.getextrema()):
+        return "one flat colour"
+    return "duplicate" if encoded in taken else None

@@ -1,0 +1,77 @@
+"""Where an edit's other pictures come from: drawings for the embedded source, else the photos of the dataset's other edits."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.assets.knowledge import Knowledge
+from stages.backbone.vlm import Backbone
+from stages.okedit.images import Looks, Neighbours
+from stages.okedit.schema import Picture, decode
+from stages.params import UserError
+
+Row = Mapping[str, Any]
+
+
+class Pool(Protocol):
+    """Pictures of other things than the edit's, none of which a probe of the edit shows."""
+
+    def others(self, row: Row) -> list[str]:
+        """Ids of all of them."""
+
+    def nearest(self, row: Row, others: Sequence[str]) -> str:
+        """The one of `others` that looks most like the edit's picture."""
+
+    def picture(self, image_id: str) -> Picture | None:
+        """The picture to store with the samples, None where the dataset holds it already."""
+
+
+class Drawings:
+    """The edit's artist's drawings of the concepts for which the question makes sense."""
+
+    def __init__(self, facts: Knowledge, emoji: Path, backbone: Backbone):
+        self.facts, self.emoji, self.concepts = facts, emoji, facts.concepts
+        self.index = {c.concept: i for i, c in enumerate(self.concepts)}
+        self.code = {c.code_point: i for i, c in enumerate(self.concepts)}
+        self.neighbours = Neighbours(backbone.model.model.vision_tower, emoji, [c.code_point for c in self.concepts])
+
+    def others(self, row: Row) -> list[str]:
+        """Drawings of the relation's concepts that are neither the edit's nor in a probe."""
+        vendor, own = row["image_id"].split("/")[0], self.concepts[self.index[row["concept"]]]
+        shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
+        found = (self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts)
+        return [f"{vendor}/{c.code_point}" for c in found if c.name != own.name and c.code_point not in shown]
+
+    def nearest(self, row: Row, others: Sequence[str]) -> str:
+        """By the vision tower's features, within the artist's drawings."""
+        vendor = row["image_id"].split("/")[0]
+        among = [self.code[image_id.split("/")[1]] for image_id in others]
+        return f"{vendor}/{self.concepts[self.neighbours.nearest(vendor, self.index[row['concept']], among)[0]].code_point}"
+
+    def picture(self, image_id: str) -> Picture:
+        """The file as it is."""
+        vendor, code = image_id.split("/")
+        return Picture(image_id, vendor, "", (self.emoji / vendor / f"{code}.png").read_bytes())
+
+
+class Photos:
+    """The pictures of the dataset's other edits."""
+
+    def __init__(self, rows: Sequence[Row], images: Mapping[str, bytes], backbone: Backbone):
+        self.rows = rows
+        self.looks = Looks(backbone, lambda image_id: decode(image_id, images[image_id]))
+
+    def others(self, row: Row) -> list[str]:
+        """Other edits' pictures that no probe shows; UserError where there are none."""
+        shown = {row["image_id"], *(p["image_id"] for p in row["locality"])}
+        found = sorted({r["image_id"] for r in self.rows if r["concept"] != row["concept"]} - shown)
+        if not found:
+            raise UserError(f"{row['edit_id']}: no other edit's picture is left for a negative sample; allowed: a larger dataset")
+        return found
+
+    def nearest(self, row: Row, others: Sequence[str]) -> str:
+        """By the backbone's image features."""
+        return self.looks.nearest(row["image_id"], others)[0]
+
+    def picture(self, image_id: str) -> None:
+        """The dataset's own image table has it."""
