@@ -27,13 +27,12 @@ Check = Callable[[str, Any, Path], Any]
 
 STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
-STRATEGIES = ("balanced", "constant", "positive", "negative")
+STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
 DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
-POSITIONS = ("last", "prompt", "all")
-ROUTERS = ("never", "always", "codebook")
+ROUTERS = ("never", "always", "codebook", "own", "oracle")
 # Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = ("editor", "codebook", "trunk", "trace", "partial")
+NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial")
 # What the system says when the fault is the user's disk or rights, not the program's.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
@@ -46,7 +45,7 @@ def _refuse(key: str, value: Any, allowed: str) -> UserError:
     return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
+def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
     """A finite number in [low, high] and > above; `whole` asks for an int."""
     words = ["a whole number" if whole else "a number"]
     if math.isfinite(low):
@@ -63,10 +62,10 @@ def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -m
     return check
 
 
-_count = partial(_number, whole=True)
+count = partial(number, whole=True)
 
 
-def _one_of(*allowed: str) -> Check:
+def one_of(*allowed: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
         if value not in allowed:
             raise _refuse(key, value, ", ".join(allowed))
@@ -87,7 +86,7 @@ def _module_of(folder: str, *others: str) -> Check:
     return check
 
 
-def _key(check: Check, **default: Any) -> Any:
+def entry(check: Check, **default: Any) -> Any:
     """A dataclass field that is read from params.yaml through `check`."""
     return field(metadata={"check": check}, **default)
 
@@ -96,41 +95,41 @@ def _key(check: Check, **default: Any) -> Any:
 class Key:
     """Which positions' hidden states are averaged into the key φ(x) (§2)."""
 
-    span: str = _key(_one_of(*SPANS))
+    span: str = entry(one_of(*SPANS))
 
 
 @dataclass(frozen=True)
 class Radius:
     """How far an edit reaches (§2); balanced: alpha · d⁺ + (1 - alpha) · d⁻."""
 
-    strategy: str = _key(_one_of(*STRATEGIES))
-    alpha: float = _key(_number(0, 1))
-    epsilon: float = _key(_number(above=0))
-    distance: str = _key(_one_of(*DISTANCES))
-    positives: int = _key(_count(1, 3))
-    negative: str = _key(_one_of(*NEGATIVES))
+    strategy: str = entry(one_of(*STRATEGIES))
+    alpha: float = entry(number(0, 1))
+    epsilon: float = entry(number(above=0))
+    distance: str = entry(one_of(*DISTANCES))
+    positives: int = entry(count(1, 3))
+    negative: str = entry(one_of(*NEGATIVES))
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The paired bootstrap over edits: number of resamples and the level of the interval (§3)."""
 
-    resamples: int = _key(_count(1))
-    level: float = _key(_number(0.5, 0.999))
+    resamples: int = entry(count(1))
+    level: float = entry(number(0.5, 0.999))
 
 
 @dataclass(frozen=True)
 class Train:
     """One training of a backbone's connector and low-rank adapter (§5)."""
 
-    steps: int = _key(_count(1))
-    batch: int = _key(_count(1))
-    texts: int = _key(_count(0))
-    lr: float = _key(_number(above=0))
-    lora_rank: int = _key(_count(1))
-    views: int = _key(_count(1))
-    feature_noise: float = _key(_number(0))
-    warmup: float = _key(_number(0, 1))
+    steps: int = entry(count(1))
+    batch: int = entry(count(1))
+    texts: int = entry(count(0))
+    lr: float = entry(number(above=0))
+    lora_rank: int = entry(count(1))
+    views: int = entry(count(1))
+    feature_noise: float = entry(number(0))
+    warmup: float = entry(number(0, 1))
 
 
 @dataclass(frozen=True)
@@ -138,10 +137,10 @@ class Backbone:
     """A vision-language model. `layer` counts decoder layers from 0; opening the model checks its bound."""
 
     name: str
-    family: str = _key(_module_of("backbone/families"))
-    layer: int = _key(_count(0))
-    evaluated: int = _key(_count(1))
-    train: Train = _key(lambda key, value, stages: _read(Train, key, value, stages))
+    family: str = entry(_module_of("backbone/families"))
+    layer: int = entry(count(0))
+    evaluated: int = entry(count(1))
+    train: Train = entry(lambda key, value, stages: _read(Train, key, value, stages))
 
 
 @dataclass(frozen=True)
@@ -149,20 +148,20 @@ class Dataset:
     """A set of edits: edits in each split, then probes of each locality kind for each edit (§4)."""
 
     name: str
-    source: str = _key(_module_of("okedit/sources"))
-    test: int = _key(_count(1))
-    dev: int = _key(_count(0))
-    train: int = _key(_count(0))
-    near: int = _key(_count(0))
-    far: int = _key(_count(0))
-    other_question: int = _key(_count(0))
-    unrelated: int = _key(_count(0))
-    text_only: int = _key(_count(0))
+    source: str = entry(_module_of("okedit/sources"))
+    test: int = entry(count(1))
+    dev: int = entry(count(0))
+    train: int = entry(count(0))
+    near: int = entry(count(0))
+    far: int = entry(count(0))
+    other_question: int = entry(count(0))
+    unrelated: int = entry(count(0))
+    text_only: int = entry(count(0))
 
 
 @dataclass(frozen=True)
 class Method:
-    """An editor, its router and its hyper-parameters, of which an editor reads the ones it has.
+    """An editor, its router and its hyper-parameters: `hyper` holds the entries that only the editor knows (see `settings`).
 
     `key` and `radius` are the global sections under the method's own entries.
     """
@@ -170,13 +169,13 @@ class Method:
     name: str
     key: Key
     radius: Radius
-    editor: str = _key(_module_of("editing", *NOT_EDITORS))
-    router: str = _key(_one_of(*ROUTERS))
-    lr: float = _key(_number(above=0), default=1e-3)
-    steps: int = _key(_count(1), default=50)
-    margin: float = _key(_number(0), default=0.1)
-    loss: float = _key(_number(above=0), default=1e-2)
-    replace: str = _key(_one_of(*POSITIONS), default="all")
+    editor: str = entry(_module_of("editing", *NOT_EDITORS))
+    router: str = entry(one_of(*ROUTERS))
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, cls: type[T]) -> T:
+        """The hyper-parameters as an editor's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
+        return _read(cls, f"methods.{self.name}", self.hyper, STAGES)
 
 
 @dataclass(frozen=True)
@@ -215,14 +214,16 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         own = _mapping(at, value)
         own_key = _read(Key, f"{at}.key", own.get("key", {}), stages, base=key)
         own_radius = _read(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
-        return _read(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
+        common = {k: v for k, v in own.items() if k in ("editor", "router")}
+        hyper = {k: v for k, v in own.items() if k not in ("editor", "router", "key", "radius")}
+        return _read(Method, at, common, stages, name=name, key=own_key, radius=own_radius, hyper=hyper)
 
     def seed(at: str, value: Any, name: str = "") -> int:
-        return _count(0, 2**32 - 1)(at, value, stages)
+        return count(0, 2**32 - 1)(at, value, stages)
 
     return Params(
         seed=seed("seed", raw["seed"]),
-        threads=_count(1, 1024)("threads", raw["threads"], stages),
+        threads=count(1, 1024)("threads", raw["threads"], stages),
         key=key,
         radius=radius,
         metrics=_read(Metrics, "metrics", raw["metrics"], stages),
