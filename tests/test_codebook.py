@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stages.backbone.vlm import Query, mean_over
 from stages.editing.codebook import UNEDITED, Codebook, Entry
 from stages.editing.editor import Edit
+from stages.editing.transform import Layer
 
 
 def entry(x: float, radius: float, target: str = "a", edit: Edit | None = None) -> Entry:
@@ -91,7 +92,7 @@ def test_a_batch_whose_rows_go_to_different_entries(backbone) -> None:
     trunk = backbone.prefill(prompts)
     phi = mean_over(trunk.inputs, prompts.spans["prompt"])
     weight = backbone.edited.weight
-    edits = [Edit(lambda inputs, _prompt, k=k: inputs @ (k * weight).T) for k in (0.5, -2.0)]
+    edits = [Edit(Layer(k * weight)) for k in (0.5, -2.0)]
     book = Codebook(entries=[Entry(phi[0], 1e-3, "a", edits[0]), Entry(phi[2], 1e-3, "b", edits[1])])
     chosen = book.route(phi)
     assert chosen.tolist() == [0, UNEDITED, 1]

@@ -13,14 +13,14 @@ from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.__main__ import decode_shown
 from stages.editing.editor import Edit, exact_with_margin, load_editor
-from stages.editing.grace import replaced
 from stages.editing.partial import Partial
+from stages.editing.transform import replaced
 from stages.okedit.schema import encode
 from stages.params import UserError
 
 SETTINGS = {
     "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1},
-    "finetune": {"lr": 0.01, "steps": 50, "loss": 0.05},
+    "finetune": {"part": "layer", "lr": 0.01, "steps": 50, "loss": 0.05},
     "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
 }
 ROW = {
@@ -66,7 +66,7 @@ def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
     before = bits(backbone)
-    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
@@ -76,7 +76,7 @@ def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, st
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
     """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
-    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in zip(probes, rows, strict=True):
         if probe.is_sample:
@@ -142,7 +142,7 @@ def test_grace_replaces_where_it_says() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
-    request = trace.request_of(states)
+    request = trace.request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
     with pytest.raises(FloatingPointError, match="nan after 0 steps"):
         load_editor("balancedit")(backbone, broken, SETTINGS["balancedit"])

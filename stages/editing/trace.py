@@ -16,11 +16,13 @@ import torch.nn.functional as F
 
 from stages.backbone import vlm
 from stages.backbone.vlm import SPANS, Backbone, Query, Trunk, mean_over
+from stages.editing import full
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
 
 ANSWER_LIMIT = 12  # tokens of a greedy answer
 TOP = 10
+ALL = slice(None)
 GENERALITY = ("edit", "text_generality", "image_generality", "joint_generality")
 
 
@@ -40,6 +42,11 @@ class Probe:
         return self.kind.startswith("sample_")
 
     @property
+    def query(self) -> Query:
+        """What the model is asked."""
+        return Query(self.question, self.image_id)
+
+    @property
     def must_change(self) -> bool:
         """Whether the edit must change the answer, rather than leave it."""
         return self.kind in GENERALITY or self.kind.startswith("hop")
@@ -55,8 +62,7 @@ def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> l
     probes += [Probe("joint_generality", q, i, target, truth) for q, i in pairs]
     probes += [Probe(p["kind"], p["question"], p["image_id"], p["answer"], p["answer"]) for p in row["locality"]]
     probes += [Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]]
-    black = next(s["image_id"] for s in samples if s["kind"] == "sample_black")
-    probes.append(Probe("black_image", question, black, "", ""))
+    probes += [Probe("black_image", question, s["image_id"], "", "") for s in samples if s["kind"] == "sample_black"]
     return probes + [Probe(s["kind"], s["question"], s["image_id"], "", "") for s in samples]
 
 
@@ -162,25 +168,42 @@ def code_digest(*more: str) -> str:
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
-def request_of(states: States) -> Request:
-    """The edit to make: the first probe with its target."""
+def request_of(states: States, row: Mapping[str, Any]) -> Request:
+    """The edit to make: the row's first probe with its target."""
     length = int(states.target.real[0].sum())
     hidden = torch.cat([states.hidden[:1], states.target.hidden[:1, : length - 1]], 1)
     mask = torch.cat([states.mask[:1], torch.ones(1, length - 1, dtype=torch.bool)], 1)
-    return Request(hidden, mask, states.mask[:1], states.positions[..., :1, :], states.target.ids[:1, :length])
+    query, ids = Query(row["question"], row["image_id"]), states.target.ids[:1, :length]
+    return Request(hidden, mask, states.mask[:1], states.positions[..., :1, :], ids, query, row["target"])
+
+
+def tail_logits(backbone: Backbone, states: States, edit: Edit, candidates: Candidates, rows: Any = ALL) -> torch.Tensor:
+    """Logits [N, A, V] under teacher forcing of `candidates`, from layer ℓ on; differentiable. `rows` index the N probes."""
+    hidden = torch.cat([states.hidden, candidates.hidden], 1)[rows]
+    mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)[rows]
+    with edit.applied(backbone, states.mask[rows]):
+        return backbone.head(backbone.tail(hidden, mask, states.positions[..., rows, :], candidates.ids.shape[1]))
 
 
 @torch.no_grad()
-def outcomes(backbone: Backbone, states: States, edit: Edit, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmax [N, A] and top ten [N, A, 10] of the edited model under teacher forcing of `candidates`."""
-    if edit.output is None:
-        return candidates.argmax, candidates.top
-    width = candidates.ids.shape[1]
-    hidden = torch.cat([states.hidden, candidates.hidden], 1)
-    mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)
-    with edit.applied(backbone, states.mask):
-        logits = backbone.head(backbone.tail(hidden, mask, states.positions, width))
-    return logits.argmax(-1), logits.topk(TOP).indices
+def outcomes(
+    backbone: Backbone, probes: Sequence[Probe], states: States, edit: Edit
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """argmax [N, A] and top ten [N, A, 10] of the edited model under teacher forcing of `target`, `same` and `truth`.
+
+    Raises FloatingPointError when a logit is not finite.
+    """
+    candidates = {name: getattr(states, name) for name in ("target", "same", "truth")}
+    if edit.changes_nothing:
+        return {name: (c.argmax, c.top) for name, c in candidates.items()}
+    if edit.within_tail(backbone):
+        logits = [tail_logits(backbone, states, edit, c) for c in candidates.values()]
+    else:
+        asked = [p.query for p in probes if not p.is_sample]
+        logits = full.logits(backbone, edit, asked, [c.ids for c in candidates.values()])
+    if not all(bool(torch.isfinite(one).all()) for one in logits):
+        raise FloatingPointError("the edited model's logits are not finite")
+    return {name: (one.argmax(-1), one.topk(TOP).indices) for name, one in zip(candidates, logits, strict=True)}
 
 
 def exact(argmax: torch.Tensor, candidates: Candidates) -> np.ndarray:
@@ -200,9 +223,19 @@ def accuracy(argmax: torch.Tensor, reference: torch.Tensor, candidates: Candidat
 def trace_edit(
     backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], states: States, edit: Edit
 ) -> list[dict[str, Any]]:
-    """The rows of one edit's trace: outcomes with the edit off and on, and distances to its key."""
+    """The rows of one edit's trace: outcomes with the edit off and on, whether its own router `fires`, distances to its key.
+
+    An edit whose model is not finite has `diverged`: it counts as none, here as in `stages.editing.editor.attempt`.
+    """
     n = len(states.answers)
-    on = {name: outcomes(backbone, states, edit, getattr(states, name)) for name in ("target", "same", "truth")}
+    try:
+        on = outcomes(backbone, probes, states, edit)
+    except FloatingPointError:
+        return trace_edit(backbone, row, probes, states, Edit(steps=edit.steps, loss=edit.loss, diverged=True))
+    fires = [True] * n
+    if edit.fires is not None:
+        asked = [p.query for p in probes[:n]]
+        fires = edit.fires(asked, states.hidden, states.mask, states.positions).tolist()
     argmax = {name: best for name, (best, _) in on.items()}
     target_off, target_on = (exact(a, states.target) for a in (states.target.argmax, argmax["target"]))
     same_on = exact(argmax["same"], states.same)
@@ -229,16 +262,16 @@ def trace_edit(
                 "tf_off": float(hit_off[i]) if wants else 1.0, "tf_on": float(hit_on[i] if wants else agreed[i]),
                 "top10_on": float("nan") if wants else float(top10[i]),
                 "correct_off": bool(probe.truth) and normalise(states.answers[i]) == normalise(probe.truth),
+                "fires": bool(fires[i]),
             }  # fmt: skip
         else:
             nan = float("nan")
             result = {
                 "answer_off": "", "target_off": False, "target_on": False, "same_on": False,
-                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False,
+                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False, "fires": False,
             }  # fmt: skip
-        rows.append(
-            common | result | {name: float(d[i]) for name, d in distances.items()} | {"steps": edit.steps, "loss": edit.loss}
-        )
+        ended = {"steps": edit.steps, "loss": edit.loss, "diverged": edit.diverged}
+        rows.append(common | result | {name: float(d[i]) for name, d in distances.items()} | ended)
     return rows
 
 
