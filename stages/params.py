@@ -27,13 +27,12 @@ Check = Callable[[str, Any, Path], Any]
 
 STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
-STRATEGIES = ("balanced", "constant", "positive", "negative")
+STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
 DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
-POSITIONS = ("last", "prompt", "all")
-ROUTERS = ("never", "always", "codebook")
+ROUTERS = ("never", "always", "codebook", "own", "oracle")
 # Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = ("editor", "codebook", "trunk", "trace", "partial")
+NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial")
 # What the system says when the fault is the user's disk or rights, not the program's.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
@@ -178,7 +177,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Method:
-    """An editor, its router and its hyper-parameters, of which an editor reads the ones it has.
+    """An editor, its router and its hyper-parameters: `hyper` holds the entries that only the editor knows (see `settings`).
 
     `key` and `radius` are the global sections under the method's own entries.
     """
@@ -188,11 +187,11 @@ class Method:
     radius: Radius
     editor: str = entry(_module_of("editing", *NOT_EDITORS))
     router: str = entry(one_of(*ROUTERS))
-    lr: float = entry(number(above=0), default=1e-3)
-    steps: int = entry(count(1), default=50)
-    margin: float = entry(number(0), default=0.1)
-    loss: float = entry(number(above=0), default=1e-2)
-    replace: str = entry(one_of(*POSITIONS), default="all")
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, cls: type[T]) -> T:
+        """The hyper-parameters as an editor's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
+        return read_section(cls, f"methods.{self.name}", self.hyper, STAGES)
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,9 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         own = _mapping(at, value)
         own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
         own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
-        return read_section(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
+        common = {k: v for k, v in own.items() if k in ("editor", "router")}
+        hyper = {k: v for k, v in own.items() if k not in ("editor", "router", "key", "radius")}
+        return read_section(Method, at, common, stages, name=name, key=own_key, radius=own_radius, hyper=hyper)
 
     def seed(at: str, value: Any, name: str = "") -> int:
         return count(0, 2**32 - 1)(at, value, stages)

@@ -238,8 +238,8 @@ def test_every_editor_edits_it_and_leaves_its_weights(real: Backbone, name: str)
     before = {key: tensor.clone() for key, tensor in real.model.state_dict().items()}
     probes = trace.probes_of(ROW, SAMPLES)
     states = trace.run_trunk(real, ROW, probes)
-    untrained = load_editor(name)(real, trace.request_of(states), EDITORS[name] | {"steps": 0})
-    edit = load_editor(name)(real, trace.request_of(states), EDITORS[name])
+    untrained = load_editor(name)(real, trace.request_of(states, ROW), EDITORS[name] | {"steps": 0})
+    edit = load_editor(name)(real, trace.request_of(states, ROW), EDITORS[name])
     rows = trace.trace_edit(real, ROW, probes, states, edit)
     assert edit.loss < untrained.loss and rows[0]["target_on"] == edit.reached
     assert edit.reached or name == "grace"  # one vector in place of an MLP's output need not suffice on random weights

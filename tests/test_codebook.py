@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from stages.backbone.vlm import Query, mean_over
 from stages.editing.codebook import UNEDITED, Codebook, Entry
 from stages.editing.editor import Edit
+from stages.editing.transform import Layer, Value
+from stages.params import UserError
 
 
 def entry(x: float, radius: float, target: str = "a", edit: Edit | None = None) -> Entry:
@@ -91,7 +93,7 @@ def test_a_batch_whose_rows_go_to_different_entries(backbone) -> None:
     trunk = backbone.prefill(prompts)
     phi = mean_over(trunk.inputs, prompts.spans["prompt"])
     weight = backbone.edited.weight
-    edits = [Edit(lambda inputs, _prompt, k=k: inputs @ (k * weight).T) for k in (0.5, -2.0)]
+    edits = [Edit(Layer(k * weight)) for k in (0.5, -2.0)]
     book = Codebook(entries=[Entry(phi[0], 1e-3, "a", edits[0]), Entry(phi[2], 1e-3, "b", edits[1])])
     chosen = book.route(phi)
     assert chosen.tolist() == [0, UNEDITED, 1]
@@ -102,3 +104,68 @@ def test_a_batch_whose_rows_go_to_different_entries(backbone) -> None:
             alone = backbone.tail(trunk.hidden, prompts.mask, prompts.positions, 1)
         torch.testing.assert_close(mixed[row], alone[row])
     assert not backbone.edited._forward_hooks
+
+
+def test_the_released_code_shares_one_copy_and_overwrites_radii() -> None:
+    first, second = Edit(steps=1), Edit(steps=2)
+    book = Codebook(entries=[entry(0, 3, edit=first)], faithful_code=True)
+    assert book.continues(at(50)[0], "b") == 0  # goes on training the copy of whichever came last
+    assert book.add(entry(50, 7, "b", second)) == 1
+    assert [(e.radius, e.edit, e.target) for e in book.entries] == [(7, second, "a"), (7, second, "b")]
+    assert Codebook(faithful_code=True).continues(at(0)[0], "a") == UNEDITED
+
+
+def test_a_codebook_comes_back_as_it_was(backbone, tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = Layer(torch.rand(48, 32, generator=generator))
+    value = Value(torch.rand(48, generator=generator), "last")
+    book = Codebook("cosine", [entry(1, 0.25, "a", Edit(layer)), entry(2, 0.5, "ox é", Edit(value)), entry(3, 1)], True)
+    book.save(tmp_path / "book.safetensors", backbone)
+    assert [path.name for path in tmp_path.iterdir()] == ["book.safetensors"]
+    again = Codebook.load(tmp_path / "book.safetensors", backbone)
+    assert (again.distance, again.faithful_code) == ("cosine", True)
+    assert [(e.radius, e.target, e.key.tolist()) for e in again.entries] == [
+        (e.radius, e.target, e.key.tolist()) for e in book.entries
+    ]
+    assert torch.equal(again.entries[0].edit.output.weight, layer.weight) and again.entries[0].edit.output.bias is None
+    assert torch.equal(again.entries[1].edit.output.value, value.value) and again.entries[1].edit.output.where == "last"
+    assert again.entries[2].edit.changes_nothing
+
+
+def test_a_loaded_codebook_answers_as_the_saved_one(backbone, tmp_path) -> None:
+    prompts = backbone.prompts([Query("What is it?", "red"), Query("Who?", None)])
+    trunk = backbone.prefill(prompts)
+    phi = mean_over(trunk.inputs, prompts.spans["prompt"])
+    book = Codebook(entries=[Entry(phi[0], 0.1, "a", Edit(Layer(-backbone.edited.weight)))])
+    book.save(tmp_path / "book.safetensors", backbone)
+    said = []
+    for one in (book, Codebook.load(tmp_path / "book.safetensors", backbone)):
+        with torch.no_grad(), one.applied(backbone, prompts.mask, one.route(phi)):
+            said.append(backbone.tail(trunk.hidden, prompts.mask, prompts.positions, 1))
+    assert torch.equal(*said)
+
+
+def test_an_empty_codebook_is_kept_too(backbone, tmp_path) -> None:
+    Codebook().save(tmp_path / "book.safetensors", backbone)
+    assert Codebook.load(tmp_path / "book.safetensors", backbone) == Codebook()
+
+
+def test_a_codebook_of_another_backbone_or_none_is_refused(backbone, tmp_path) -> None:
+    path = tmp_path / "book.safetensors"
+    Codebook(entries=[entry(0, 1)]).save(path, backbone)
+    backbone.fingerprint = "another"
+    with pytest.raises(UserError, match="fingerprint: 'tiny' is not allowed; allowed: 'another'"):
+        Codebook.load(path, backbone)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="not a readable codebook"):
+        Codebook.load(path, backbone)
+    with pytest.raises(UserError, match="not a readable codebook"):
+        Codebook.load(tmp_path / "none.safetensors", backbone)
+
+
+def test_only_edits_of_the_edited_map_that_are_data_can_be_kept(backbone, tmp_path) -> None:
+    book = Codebook(entries=[entry(0, 1, edit=Edit(lambda inputs, unedited, prompt: unedited))])
+    with pytest.raises(TypeError, match="Layer, Value or None"):
+        book.save(tmp_path / "book.safetensors", backbone)
+    with pytest.raises(TypeError, match="no `prefix`"):
+        entry(0, 1, edit=Edit(prefix=(1,)))

@@ -1,7 +1,8 @@
 """Editors and traces: edits succeed and restore, outcomes and distances by hand, resumption."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ from PIL import Image
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.__main__ import decode_shown
-from stages.editing.editor import Edit, exact_with_margin, load_editor
-from stages.editing.grace import replaced
+from stages.editing.editor import Edit, exact_with_margin, load_editor, module_of
 from stages.editing.partial import Partial
+from stages.editing.transform import replaced
 from stages.okedit.schema import encode
-from stages.params import UserError
+from stages.params import Method, UserError, load
 
+ROOT = Path(__file__).parent.parent
 SETTINGS = {
     "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1},
-    "finetune": {"lr": 0.01, "steps": 50, "loss": 0.05},
+    "finetune": {"part": "layer", "lr": 0.01, "steps": 50, "loss": 0.05},
     "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
 }
 ROW = {
@@ -66,7 +68,7 @@ def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
     before = bits(backbone)
-    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
@@ -76,7 +78,7 @@ def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, st
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
     """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
-    edit = load_editor(name)(backbone, trace.request_of(states), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in zip(probes, rows, strict=True):
         if probe.is_sample:
@@ -142,7 +144,7 @@ def test_grace_replaces_where_it_says() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
-    request = trace.request_of(states)
+    request = trace.request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
     with pytest.raises(FloatingPointError, match="nan after 0 steps"):
         load_editor("balancedit")(backbone, broken, SETTINGS["balancedit"])
@@ -184,3 +186,23 @@ def test_interrupted_work_resumes_and_other_inputs_do_not(tmp_path: Path) -> Non
 def test_nan_survives_a_record() -> None:
     """Distances of spans that do not exist are NaN; records keep them."""
     assert np.isnan(json.loads(json.dumps({"d": float("nan")}))["d"])
+
+
+@pytest.mark.parametrize("method", load(ROOT / "params.yaml").methods.values(), ids=lambda m: m.name)
+def test_every_method_of_the_committed_file_has_settings_its_editor_knows(method: Method) -> None:
+    settings = method.settings(module_of(method.editor).Settings)
+    assert method.hyper.items() <= asdict(settings).items()
+
+
+@pytest.mark.parametrize(
+    ("hyper", "words"),
+    [
+        ({"step": 3}, "methods.m.step: 3: unknown key; allowed: part, layers, lr, steps, loss"),
+        ({"lr": 0}, "methods.m.lr: 0 is not allowed; allowed: a number > 0"),
+        ({"part": "first"}, "methods.m.part: 'first' is not allowed; allowed: layer, last, connector"),
+    ],
+)
+def test_a_setting_that_the_editor_does_not_know_is_named(hyper: dict, words: str) -> None:
+    method = replace(load(ROOT / "params.yaml").method("ft"), name="m", hyper=hyper)
+    with pytest.raises(UserError, match=re.escape(words)):
+        method.settings(module_of("finetune").Settings)

@@ -22,7 +22,7 @@ def row(edit: str, probe: int, kind: str, distance: float, *, target=(False, Tru
         "seed": 0, "split": "test", "edit_id": edit, "probe": probe, "kind": kind, "euclidean_prompt": distance,
         "cosine_prompt": distance / 100, "target_off": target[0], "target_on": target[1], "same_on": same,
         "tf_off": 0.0 if kind in scores.REACHED else 1.0, "tf_on": 1.0 if kind in scores.REACHED else 0.5,
-        "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True,
+        "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True, "fires": False, "diverged": False,
     }  # fmt: skip
     return base | more
 
@@ -54,6 +54,7 @@ def test_radii_by_hand(trace: pd.DataFrame) -> None:
     cosine = routing.radii(trace, KEY, replace(RADIUS, distance="cosine")).set_index("edit_id")
     assert cosine["epsilon"].to_dict() == pytest.approx({"a": 0.08, "b": 0.045})
     assert (routing.radii(trace, KEY, replace(RADIUS, strategy="constant", epsilon=3.0))["epsilon"] == 3.0).all()
+    assert (routing.radii(trace, KEY, replace(RADIUS, strategy="mean"))["epsilon"] == (8 + 4.5) / 2).all()
 
 
 def test_an_anchor_that_has_no_distance_is_named(trace: pd.DataFrame) -> None:
@@ -67,6 +68,20 @@ def test_routing_by_hand(trace: pd.DataFrame) -> None:
     assert on[trace["edit_id"] == "b"].tolist() == [0, 1, 3, 5, 8]
     assert not routing.routed_on(trace, replace(METHOD, router="never")).any()
     assert routing.routed_on(trace, replace(METHOD, router="always")).all()
+    oracle = trace["probe"][routing.routed_on(trace, replace(METHOD, router="oracle"))]
+    assert oracle[trace["edit_id"] == "a"].tolist() == [0, 1, 2, 3, 4, 9]
+    fires = trace.assign(fires=trace["kind"] == "near_image")
+    assert fires["probe"][routing.routed_on(fires, replace(METHOD, router="own"))].tolist() == [5, 6, 3]
+
+
+def test_a_diverged_edit_counts_as_failed_and_is_counted(trace: pd.DataFrame) -> None:
+    """Edit b diverged: its outcomes are the unedited model's, its row stays in every mean, and its share is told."""
+    b = trace["edit_id"] == "b"
+    trace.loc[b, ["diverged", "target_on", "same_on", "tf_on"]] = [True, False, True, 0.0]
+    routed = routing.route(trace, routing.routed_on(trace, METHOD))
+    summary = scores.summarise(scores.per_edit(routed, "strict"), scores.resample(2, 50, 0), 0.95).set_index("metric")
+    assert summary.loc["diverged", "mean"] == 0.5
+    assert (summary.loc["reliability", "mean"], summary.loc["reliability", "n"]) == (0.5, 2)
 
 
 def test_scores_by_hand(trace: pd.DataFrame) -> None:

@@ -54,7 +54,7 @@ def load_with(stages, *keys, value):
 
 def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
-    assert params.method("ft").lr == 1e-3  # YAML 1.1 would read 1e-3 as text
+    assert params.method("ft").hyper["lr"] == 1e-3  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
     assert params.dataset("okedit").test == 60
     assert params.seeds == {"s0": 0}
@@ -98,8 +98,7 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
         (("datasets",), {}, ("datasets", "{}", "at least one")),
         (("methods", "ft", "editor"), "codebook", ("methods.ft.editor", "'codebook'", "balancedit, base")),
-        (("methods", "ft", "router"), "maybe", ("methods.ft.router", "'maybe'", "never, always, codebook")),
-        (("methods", "ft", "step"), 3, ("methods.ft.step", "3", "editor, router, lr, steps, margin")),
+        (("methods", "ft", "router"), "maybe", ("methods.ft.router", "'maybe'", "never, always, codebook, own, oracle")),
         (
             ("methods", "grace", "radius", "alpha"),
             -0.1,

@@ -84,6 +84,7 @@ def outcome_row(method: str, seed: int, edit: dict, probe: int, kind: str, dista
         "image_id": None if kind == "text_only" else edit["image_id"],
         "expected": "gold & tin",
         "answer_off": "<b>clay</b>",
+        "correct_off": True,
         "euclidean_prompt": distance,
         "on": True,
         "target": reached,

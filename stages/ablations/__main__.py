@@ -42,7 +42,8 @@ def main() -> None:
     scored = pd.read_csv("reports/scores.csv")
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     summary: dict = {}
-    swept = [m.name for m in params.methods.values() if m.editor == "balancedit"]
+    ours = [m for m in params.methods.values() if (m.editor, m.router) == ("balancedit", "codebook")]
+    swept = [m.name for m in ours if (m.key, m.radius) == (params.key, params.radius)]  # crosses with other radii are no sweep's
     for dataset, backbone, method in tqdm(list(product(params.datasets, params.backbones, swept)), desc="ablations"):
         cell = open_cell(params, dataset, backbone, method)
         at = {"dataset": dataset, "backbone": backbone, "method": method}

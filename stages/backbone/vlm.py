@@ -97,9 +97,17 @@ class Backbone:
         """Make pictures known by their ids; their tokens are computed when a query first shows them."""
         self._images.update(pictures)
 
-    @torch.no_grad()
+    @contextlib.contextmanager
+    def shown_afresh(self) -> Iterator[None]:
+        """While open, pictures' tokens are computed anew, and forgotten on leaving: for edits of what makes them."""
+        kept, self._shown = self._shown, {}
+        try:
+            yield
+        finally:
+            self._shown = kept
+
     def show(self, queries: Sequence[Query], batch: int = 32) -> list[Shown | None]:
-        """The tokens of each query's picture, None where it has none."""
+        """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights."""
         keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
         new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._shown]
         for start in range(0, len(new), batch):
@@ -164,13 +172,17 @@ class Backbone:
                 hook.remove()
 
     @torch.no_grad()
-    def prefill(self, prompts: Prompts) -> Trunk:
-        """Run the unedited model over a batch of prompts, keeping keys and values for `extend`."""
-        cache = DynamicCache(config=self.decoder.config)
+    def prefill(self, prompts: Prompts, past: DynamicCache | None = None) -> Trunk:
+        """Run the model over a batch of prompts, keeping keys and values for `extend`.
+
+        They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place.
+        """
+        cache = DynamicCache(config=self.decoder.config) if past is None else past
+        asked = prompts.embeds.shape[1]
         with self._watch() as seen:
             out = self.decoder(
                 inputs_embeds=prompts.embeds,
-                attention_mask=self.adapter.attention(prompts.mask, prompts.mask.shape[1]),
+                attention_mask=self.adapter.attention(prompts.mask, prompts.mask.shape[1])[:, :, -asked:],
                 position_ids=prompts.positions,
                 past_key_values=cache,
                 use_cache=True,
@@ -187,6 +199,8 @@ class Backbone:
         the prompt's last. The cache is left as `prefill` made it.
         """
         past, answered = trunk.prompts.mask, ids.shape[1]
+        if not answered:
+            return trunk.hidden[:, :0], trunk.inputs[:, :0], trunk.final[:, None]
         mask = torch.cat([past, torch.ones_like(ids, dtype=torch.bool)], 1)
         with self._watch() as seen:
             out = self.decoder(

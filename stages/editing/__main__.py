@@ -8,9 +8,12 @@ Interrupted work resumes: each finished edit is kept under data/.partial until t
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
@@ -18,13 +21,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import load_editor
+from stages.editing.editor import Edit, attempt, module_of
+from stages.editing.fitting import Example, fitted, training_probes
 from stages.editing.partial import Partial
-from stages.editing.trace import Probe, cached_trunk, code_digest, probes_of, request_of, trace_edit
+from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_edits, read_images, write_table
 from stages.params import UserError, derive_seed, load, run
 
-CACHE = Path("data/.cache/trunk")
+CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
+SHARED = ("editor", "transform", "full", "fitting", "sentences")  # modules that editors share
 
 
 def main() -> None:
@@ -33,41 +38,65 @@ def main() -> None:
     params = load()
     torch.set_num_threads(params.threads)
     dataset, settings, method = params.dataset(sys.argv[1]), params.backbone(sys.argv[2]), params.method(sys.argv[3])
-    cell = "-".join(sys.argv[1:])
+    cell, editor = "-".join(sys.argv[1:]), module_of(method.editor)
+    hyper = asdict(method.settings(editor.Settings))  # routing comes after tracing
     rows = read_edits(Path("data/okedit") / dataset.name, ("dev", "test"))
     folders = Path("data/okedit") / dataset.name, Path("data/samples") / dataset.name
     images = read_images(*(folder / "images.parquet" for folder in folders))
     samples = pq.read_table(folders[1] / "samples.parquet").to_pylist()
     queries = {row["edit_id"]: probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
-    pictures = decode_shown(queries, images)
+    learnt = read_edits(folders[0], ("train",)) if hasattr(editor, "fit") else []
+    training = {row["edit_id"]: training_probes(row) for row in learnt}
+    pictures = decode_shown(queries | training, images)
     backbone = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
-    editor = load_editor(method.editor)
     weights = fingerprint(backbone)
 
     digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
     seeds = sorted(params.seeds.values())
-    hyper = {k: v for k, v in asdict(method).items() if k not in ("key", "radius", "router")}  # routing comes after tracing
-    code = code_digest("editor", method.editor)
-    made_from = json.dumps([code, backbone.fingerprint, hyper, rows, samples, digests, seeds])
-    with Partial(Path("data/.partial") / cell, made_from) as partial:
+
+    def states_of(row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
+        backbone.add_pictures({p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None})
+        return cached_trunk(backbone, row, probes, digests, CACHE)
+
+    code = code_digest(*SHARED, method.editor)
+    examples = [Example(row, training[row["edit_id"]], partial(states_of, row)) for row in learnt]
+    made_from = json.dumps([code, backbone.fingerprint, method.editor, hyper, rows, samples, digests, seeds, learnt])
+    with Partial(Path("data/.partial") / cell, made_from) as records:
         for seed in seeds:
+            make = prepared(editor, backbone, examples, hyper | {"seed": derive_seed(seed, "fit")}, json.dumps([code, digests]))
             for row in tqdm(rows, desc=f"{cell}, seed {seed}"):
                 name = f"{seed}-{row['edit_id']}"
-                if name in partial:
+                if name in records:
                     continue
                 probes = queries[row["edit_id"]]
-                backbone.add_pictures({p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None})
-                states = cached_trunk(backbone, row, probes, digests, CACHE)
+                states = states_of(row, probes)
                 seeded = hyper | {"seed": derive_seed(seed, "edit", row["edit_id"])}
-                edit = editor(backbone, request_of(states), seeded)
-                partial[name] = [{"seed": seed} | r for r in trace_edit(backbone, row, probes, states, edit)]
-        traced = [r for seed in seeds for row in rows for r in partial[f"{seed}-{row['edit_id']}"]]
+                edit = attempt(partial(make, backbone, request_of(states, row), seeded))
+                records[name] = [{"seed": seed} | r for r in trace_edit(backbone, row, probes, states, edit)]
+        traced = [r for seed in seeds for row in rows for r in records[f"{seed}-{row['edit_id']}"]]
         if fingerprint(backbone) != weights:
             raise RuntimeError(f"{cell}: the backbone's weights changed; editing must leave them bit-identical")
         path = Path("data/traces") / f"{cell}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, traced)
-    print(f"[edits] {cell}: {len(rows)} edits x {len(seeds)} seeds, {len(traced)} rows -> {path}")
+    diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
+    failed = f", {len(diverged)} diverged" if diverged else ""
+    print(f"[edits] {cell}: {len(rows)} edits x {len(seeds)} seeds{failed}, {len(traced)} rows -> {path}")
+
+
+def prepared(
+    editor: ModuleType, backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], made_from: str
+) -> Callable[..., Edit]:
+    """The editor's `edit`, which knows what was learnt of the train split; where that diverged, so does every edit."""
+    if not hasattr(editor, "fit"):
+        return editor.edit
+    if not examples:
+        raise UserError(f"{editor.__name__}: no train edits; allowed: a dataset with `train` of at least 1")
+    try:
+        return partial(editor.edit, fitted=fitted(editor, backbone, examples, settings, made_from, FITS))
+    except FloatingPointError as error:
+        print(f"[edits] training diverged: {error}", file=sys.stderr)
+        return lambda *_: Edit(loss=float("nan"), diverged=True)
 
 
 def decode_shown(queries: Mapping[str, Sequence[Probe]], images: Mapping[str, bytes]) -> dict[str, Image.Image]:

@@ -6,13 +6,22 @@ depend on it: they are distances in the trace (`stages.editing.trace`), turned i
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, optimise
+from stages.editing.transform import Layer
+from stages.params import count, entry, number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Adam's learning rate, most steps, and by how many logits each target token must lead."""
+
+    lr: float = entry(number(above=0), default=1e-3)
+    steps: int = entry(count(1), default=50)
+    margin: float = entry(number(0), default=0.1)
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
@@ -20,12 +29,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     (section 4.3).
     """
     weight = backbone.edited.weight.detach().clone().requires_grad_()
-    bias = backbone.edited.bias
-
-    def output(inputs: torch.Tensor, _prompt: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, weight, bias)
-
+    layer = Layer(weight, backbone.edited.bias)
     stop = exact_with_margin(request.target[0], settings["margin"])
-    steps, loss, reached = optimise(backbone, request, weight, output, lr=settings["lr"], steps=settings["steps"], stop=stop)
-    weight.requires_grad_(False)
-    return Edit(output, steps, loss, reached)
+    found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)
+    return Edit(layer, **found)

@@ -6,14 +6,20 @@ the prompt, and holds for every token of the answer.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit
+from stages.editing.transform import pack, unpack
+from stages.params import UserError, write_atomically
 
 UNEDITED = -1
 
@@ -27,13 +33,22 @@ class Entry:
     target: str
     edit: Edit
 
+    def __post_init__(self) -> None:
+        if self.edit.added or self.edit.prefix:
+            raise TypeError("a codebook's edits act on the edited linear map alone: no `added`, no `prefix`")
+
 
 @dataclass
 class Codebook:
-    """Entries under one distance, `euclidean` or `cosine`."""
+    """Entries under one distance, `euclidean` or `cosine`.
+
+    `faithful_code` keeps two faults of BalancEdit's released code, to measure them: all keys share one copy of the layer, which
+    each edit goes on training, and each edit's radius overwrites every other.
+    """
 
     distance: str = "euclidean"
     entries: list[Entry] = field(default_factory=list)
+    faithful_code: bool = False
 
     def distances(self, phi: torch.Tensor) -> torch.Tensor:
         """[B, entries]: distance of each query's φ [B, D] to every key."""
@@ -52,8 +67,10 @@ class Codebook:
 
     def continues(self, key: torch.Tensor, target: str) -> int:
         """The entry whose transformation an edit at `key` [D] continues: it answers the key, with the same target already;
-        `UNEDITED` where the edit starts anew.
+        `UNEDITED` where the edit starts anew. Under `faithful_code` it is whichever came last.
         """
+        if self.faithful_code:
+            return len(self.entries) - 1 if self.entries else UNEDITED
         index = int(self.route(key[None])[0])
         return index if index != UNEDITED and self.entries[index].target == target else UNEDITED
 
@@ -64,6 +81,10 @@ class Codebook:
         it covers what the new one would have covered. Otherwise the edit gets an entry of its own. Entries with other targets and
         the new one shrink to half the distance between their keys wherever one of them covered the other's key.
         """
+        if self.faithful_code:
+            kept = [replace(old, edit=entry.edit, radius=entry.radius) for old in self.entries]
+            self.entries = [*kept, entry]
+            return len(kept)
         index = self.continues(entry.key, entry.target)
         if index == UNEDITED:
             self.entries.append(entry)
@@ -92,8 +113,48 @@ class Codebook:
             result = unedited.clone()
             for index in chosen[chosen != UNEDITED].unique().tolist():
                 rows, transform = chosen == index, self.entries[index].edit.output
-                result[rows] = transform(inputs[rows], prompt[rows])
+                if transform is not None:
+                    result[rows] = transform(inputs[rows], unedited[rows], prompt[rows])
             return result
 
         with backbone.replaced(output, len(prompt)):
             yield
+
+    def save(self, path: Path, backbone: Backbone) -> None:
+        """One safetensors file: keys [entries, D], radii, the transformations' tensors, and in its header all that is words,
+        the backbone's fingerprint too. Raises TypeError for an edit that is not data (see `stages.editing.transform`).
+        """
+        words, tensors = [], {}
+        for index, entry in enumerate(self.entries):
+            word, parts = pack(entry.edit.output)
+            words.append(word | {"target": entry.target})
+            tensors |= {f"{index}.{name}": tensor.detach().clone().contiguous() for name, tensor in parts.items()}
+        if self.entries:
+            tensors["keys"] = torch.stack([entry.key for entry in self.entries])
+        tensors["radii"] = torch.tensor([entry.radius for entry in self.entries], dtype=torch.float64)
+        header = {
+            "fingerprint": backbone.fingerprint,
+            "distance": self.distance,
+            "faithful_code": json.dumps(self.faithful_code),
+            "entries": json.dumps(words),
+        }
+        with write_atomically(path) as temporary:
+            save_file(tensors, temporary, header)
+
+    @classmethod
+    def load(cls, path: Path, backbone: Backbone) -> "Codebook":
+        """What `save` wrote. Raises UserError for a file that is none or was made with another backbone or layer."""
+        try:
+            with safe_open(path, "pt") as file:
+                header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: not a readable codebook ({error})") from None
+        if header.get("fingerprint") != backbone.fingerprint:
+            made = header.get("fingerprint")
+            raise UserError(f"{path}: fingerprint: {made!r} is not allowed; allowed: {backbone.fingerprint!r}, the backbone's")
+        entries = []
+        for index, word in enumerate(json.loads(header["entries"])):
+            own = {name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{index}.")}
+            edit = Edit(unpack(word, own))
+            entries.append(Entry(tensors["keys"][index], float(tensors["radii"][index]), word["target"], edit))
+        return cls(header["distance"], entries, json.loads(header["faithful_code"]))

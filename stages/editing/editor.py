@@ -1,30 +1,40 @@
 """The interface every editor implements, and the optimisation loop that they share.
 
-An editor is a module with one function, `edit(backbone, request, settings) -> Edit`. It reads the frozen backbone and returns
-an `Edit`, whose `output` replaces the output of the edited linear map while the edit is applied. The backbone's own weights
-are never written to.
+An editor is a module of this folder: `Settings`, a dataclass of its hyper-parameters (`stages.params.entry` fields), and
+`edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see `stages.editing.fitting`);
+its `edit` takes what that returned as a fourth argument. The backbone's own weights are never written to: an `Edit` is applied
+by hooks.
 """
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from stages.backbone.vlm import Backbone
+from stages.backbone.vlm import Backbone, Prompts, Query, following
 
-Output = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# (inputs [B, T, D], unedited outputs [B, T, out], prompt [B, P]) → outputs of the edited linear map
+Output = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# inputs [..., in] of a linear map → what is added to its outputs [..., out]
+Added = Callable[[torch.Tensor], torch.Tensor]
+# (queries, hidden [B, P, D] that enter layer ℓ, mask [B, P], positions [..., B, P]) → [B] bool
+Fires = Callable[[Sequence[Query], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One edit to make, as the frozen trunk sees it: the prompt followed by all but the last of the target's A tokens.
+    """One edit to make: a query and its new answer, in words and as the frozen trunk sees them.
 
-    `hidden` [1, T, D] enters layer ℓ; `mask` [1, T] and `prompt` [1, P] mark real positions, `positions` [..., 1, P] are the
-    prompt's; `target` [1, A] ends with the end token.
+    The trunk's part is the prompt followed by all but the last of the target's A tokens: `hidden` [1, T, D] enters layer ℓ;
+    `mask` [1, T] and `prompt` [1, P] mark real positions, `positions` [..., 1, P] are the prompt's; `target` [1, A] ends with
+    the end token.
     """
 
     hidden: torch.Tensor
@@ -32,67 +42,144 @@ class Request:
     prompt: torch.Tensor
     positions: torch.Tensor
     target: torch.Tensor
+    query: Query
+    answer: str
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A transformation of the edited linear map: `output(inputs [B, T, D], prompt [B, T]) → [B, T, out]`; None changes nothing.
+    """What an editor made of a request.
 
-    `steps` and `loss` describe the optimisation; `reached` says whether it ended on an exact match of the target.
+    `output` replaces the output of the edited linear map; `added` adds to the outputs of other linear maps; `prefix` holds
+    tokens that stand before every prompt. An edit with none of them changes nothing. `fires` is the editor's own router, where
+    it has one. `steps` and `loss` describe the optimisation, `reached` says whether it ended on an exact match of the target,
+    `diverged` that the method failed in numbers: such an edit changes nothing.
     """
 
-    output: Output | None
+    output: Output | None = None
+    added: Mapping[nn.Module, Added] = field(default_factory=dict)
+    prefix: tuple[int, ...] = ()
+    fires: Fires | None = None
     steps: int = 0
     loss: float = 0.0
     reached: bool = False
+    diverged: bool = False
+
+    @property
+    def changes_nothing(self) -> bool:
+        return self.output is None and not self.added and not self.prefix
+
+    def within_tail(self, backbone: Backbone) -> bool:
+        """Whether the states that enter layer ℓ are the unedited model's, so that `backbone.tail` gives all that changes."""
+        above = {part for layer in backbone.decoder.layers[backbone.layer :] for part in layer.modules()}
+        return not self.prefix and all(part in above for part in self.added)
 
     @contextlib.contextmanager
-    def applied(self, backbone: Backbone, prompt: torch.Tensor) -> Iterator[None]:
-        """Apply the edit to every row of a batch whose prompt positions are `prompt` [B, T]; the backbone is restored
-        on leaving.
+    def applied(self, backbone: Backbone, prompt: torch.Tensor | None = None) -> Iterator[None]:
+        """Apply the edit to every row of a batch whose prompt positions are `prompt` [B, P], which only `output` needs.
+
+        The backbone is restored on leaving, also by an error.
         """
-        if self.output is None:
-            yield
-            return
-        with backbone.replaced(lambda inputs, _unedited: self.output(inputs, prompt), len(prompt)):
+        with contextlib.ExitStack() as stack:
+            if self.output is not None:
+                replaced = lambda inputs, unedited: self.output(inputs, unedited, prompt)  # noqa: E731
+                stack.enter_context(backbone.replaced(replaced, len(prompt)))
+            for part, add in self.added.items():
+                hook = part.register_forward_hook(lambda _part, args, out, add=add: out + add(args[0]))
+                stack.callback(hook.remove)
+            decoder = set(backbone.decoder.modules()) if self.added else set()
+            if any(part not in decoder for part in self.added):
+                stack.enter_context(backbone.shown_afresh())
             yield
 
 
-def load_editor(name: str) -> Callable[[Backbone, Request, Mapping[str, Any]], Edit]:
-    """The `edit` function of the module `stages.editing.<name>`."""
-    return importlib.import_module(f"stages.editing.{name}").edit
+def linear_maps(part: nn.Module, *endings: str) -> list[nn.Linear]:
+    """The linear maps inside `part` whose names end so; all of them where no ending is given."""
+    named = [(name, m) for name, m in part.named_modules() if isinstance(m, nn.Linear)]
+    return [m for name, m in named if not endings or name.endswith(endings)]
+
+
+def differences(maps: Sequence[nn.Linear], deltas: Iterable[torch.Tensor]) -> dict[nn.Module, Added]:
+    """What is added to each map's outputs when its weight differs by a delta [out, in]."""
+    return {one: partial(F.linear, weight=delta) for one, delta in zip(maps, deltas, strict=True)}
+
+
+def module_of(name: str) -> ModuleType:
+    """The editor's module, `stages.editing.<name>`."""
+    return importlib.import_module(f"stages.editing.{name.replace('-', '_')}")
+
+
+def load_editor(name: str) -> Callable[..., Edit]:
+    """The `edit` function of an editor."""
+    return module_of(name).edit
+
+
+def attempt(make: Callable[[], Edit]) -> Edit:
+    """The edit that `make` makes; one that diverges (FloatingPointError) changes nothing and is marked."""
+    try:
+        return make()
+    except FloatingPointError:
+        return Edit(loss=float("nan"), diverged=True)
+
+
+def answer_states(backbone: Backbone, prompts: Prompts, ids: torch.Tensor) -> torch.Tensor:
+    """Final hidden states [B, A, D] that predict the tokens `ids` [B, A], by the whole decoder; differentiable."""
+    told = ids[:, :-1]
+    mask = torch.cat([prompts.mask, torch.ones_like(told, dtype=torch.bool)], 1)
+    out = backbone.decoder(
+        inputs_embeds=torch.cat([prompts.embeds, backbone.adapter.embed(told)], 1),
+        attention_mask=backbone.adapter.attention(mask, prompts.mask.shape[1]),
+        position_ids=torch.cat([prompts.positions, following(prompts.positions, told.shape[1])], -1),
+        use_cache=False,
+    )
+    return out.last_hidden_state[:, -ids.shape[1] :]
+
+
+def request_logits(backbone: Backbone, request: Request, edit: Edit) -> torch.Tensor:
+    """Logits [A, V] of the target's tokens under an edit without a prefix; differentiable. Layers ≥ ℓ alone run where they do."""
+    with edit.applied(backbone, request.prompt):
+        if edit.within_tail(backbone):
+            states = backbone.tail(request.hidden, request.mask, request.positions, request.target.shape[1])
+        else:
+            states = answer_states(backbone, backbone.prompts([request.query]), request.target)
+    return backbone.head(states)[0]
 
 
 def optimise(
     backbone: Backbone,
     request: Request,
-    parameter: torch.Tensor,
-    output: Output,
+    edit: Edit,
+    parameters: Sequence[torch.Tensor],
     *,
     lr: float,
     steps: int,
     stop: Callable[[torch.Tensor, float], bool],
-) -> tuple[int, float, bool]:
-    """Minimise the target's cross-entropy over `parameter` with Adam; `stop(logits [A, V], loss)` is asked before every step.
+) -> dict[str, Any]:
+    """Minimise the target's cross-entropy over `parameters`, which `edit` reads, with Adam; `stop(logits [A, V], loss)` is asked
+    before every step.
 
-    Returns the number of steps taken, the loss and whether greedy decoding gives the target.
+    Returns the number of `steps` taken, the `loss` and whether greedy decoding gives the target (`reached`).
 
-    Raises FloatingPointError when the loss is not finite.
+    Raises FloatingPointError when the loss is not finite or ends higher than it began.
     """
-    optimiser = torch.optim.Adam([parameter], lr=lr)
-    candidate, target = Edit(output), request.target[0]
+    optimiser = torch.optim.Adam(parameters, lr=lr)
+    target, first = request.target[0], None
     for step in range(steps + 1):
-        with candidate.applied(backbone, request.prompt):
-            states = backbone.tail(request.hidden, request.mask, request.positions, len(target))
-        logits = backbone.head(states)[0]
+        logits = request_logits(backbone, request, edit)
         loss = F.cross_entropy(logits, target)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
+        first = loss.item() if first is None else first
         if step == steps or stop(logits.detach(), loss.item()):
             break
-        (parameter.grad,) = torch.autograd.grad(loss, [parameter])
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = gradient
         optimiser.step()
-    return step, loss.item(), bool((logits.argmax(-1) == target).all())
+    if loss.item() > first:
+        raise FloatingPointError(f"the loss rose from {first} to {loss.item()} in {step} steps")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return {"steps": step, "loss": loss.item(), "reached": bool((logits.argmax(-1) == target).all())}
 
 
 def exact_with_margin(target: torch.Tensor, margin: float) -> Callable[[torch.Tensor, float], bool]:

@@ -2,45 +2,37 @@
 a key.
 
 The key is the edited linear map's input at the last prompt token and the radius a constant (`methods.grace.key`,
-`methods.grace.radius`). The value starts at random and is trained with Adam, as in the authors' code. `replace` says at which
-positions it stands: the `last` prompt token, the whole `prompt`, or `all` positions, answer included.
+`methods.grace.radius`). The value starts at random and is trained with Adam, as in the authors' code.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, optimise
+from stages.editing.transform import Value
+from stages.params import count, entry, number, one_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Adam's learning rate, most steps, the margin that ends them, and at which positions the value stands."""
+
+    lr: float = entry(number(above=0), default=1.0)
+    steps: int = entry(count(1), default=100)
+    margin: float = entry(number(0), default=0.1)
+    replace: str = entry(one_of("last", "prompt", "all"), default="all")
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
     generator = torch.Generator().manual_seed(settings["seed"])
-    value = torch.rand(backbone.edited.out_features, generator=generator).requires_grad_()
-    weight, bias = backbone.edited.weight, backbone.edited.bias
-
-    def output(inputs: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        kept = torch.nn.functional.linear(inputs, weight, bias)
-        return torch.where(replaced(inputs, prompt, settings["replace"])[..., None], value, kept)
-
+    start = torch.rand(backbone.edited.out_features, generator=generator)
+    value = start.to(backbone.edited.weight).requires_grad_()
+    output = Value(value, settings["replace"])
     stop = exact_with_margin(request.target[0], settings["margin"])
-    steps, loss, reached = optimise(backbone, request, value, output, lr=settings["lr"], steps=settings["steps"], stop=stop)
-    value.requires_grad_(False)
-    return Edit(output, steps, loss, reached)
-
-
-def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Tensor:
-    """[B, T] bool: the positions of `inputs` [B, T, D] at which the value stands; prompts are left-padded, answers
-    follow them.
-    """
-    spread = torch.zeros(inputs.shape[:2], dtype=torch.bool)
-    width = prompt.shape[1]
-    if where == "last":
-        spread[:, width - 1] = True
-    elif where == "prompt":
-        spread[:, :width] = prompt
-    else:
-        spread[:] = True
-    return spread
+    found = optimise(backbone, request, Edit(output), [value], lr=settings["lr"], steps=settings["steps"], stop=stop)
+    return Edit(output, **found)

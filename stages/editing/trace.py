@@ -16,11 +16,13 @@ import torch.nn.functional as F
 
 from stages.backbone import vlm
 from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
+from stages.editing import full
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
 
 ANSWER_LIMIT = 12  # tokens of a greedy answer
 TOP = 10
+ALL = slice(None)
 GENERALITY = ("edit", "text_generality", "image_generality", "joint_generality")
 
 
@@ -40,6 +42,11 @@ class Probe:
         return self.kind.startswith("sample_")
 
     @property
+    def query(self) -> Query:
+        """What the model is asked."""
+        return Query(self.question, self.image_id)
+
+    @property
     def must_change(self) -> bool:
         """Whether the edit must change the answer, rather than leave it."""
         return self.kind in GENERALITY or self.kind.startswith("hop")
@@ -55,8 +62,7 @@ def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> l
     probes += [Probe("joint_generality", q, i, target, truth) for q, i in pairs]
     probes += [Probe(p["kind"], p["question"], p["image_id"], p["answer"], p["answer"]) for p in row["locality"]]
     probes += [Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]]
-    black = next(s["image_id"] for s in samples if s["kind"] == "sample_black")
-    probes.append(Probe("black_image", question, black, "", ""))
+    probes += [Probe("black_image", question, s["image_id"], "", "") for s in samples if s["kind"] == "sample_black"]
     return probes + [Probe(s["kind"], s["question"], s["image_id"], "", "") for s in samples]
 
 
@@ -125,8 +131,13 @@ def padded(answers: Sequence[Sequence[int]], end: int) -> tuple[torch.Tensor, to
 
 
 def read(backbone: Backbone, final: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmax [N, A] and top ten [N, A, 10] of the final states [N, A, D], -1 where nothing is real."""
+    """argmax [N, A] and top ten [N, A, 10] of the final states [N, A, D], -1 where nothing is real.
+
+    Raises FloatingPointError when a logit is not finite.
+    """
     logits = backbone.head(final[real])
+    if not torch.isfinite(logits).all():
+        raise FloatingPointError("the model's logits are not finite")
     best = torch.full((*real.shape, TOP), -1)
     best[real] = logits.topk(TOP).indices
     argmax = torch.full(real.shape, -1)
@@ -163,30 +174,48 @@ def code_digest(*more: str) -> str:
     return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
-def request_of(states: States) -> Request:
-    """The edit to make: the first probe with its target."""
+def request_of(states: States, row: Mapping[str, Any]) -> Request:
+    """The edit to make: the row's first probe with its target."""
     length = int(states.target.real[0].sum())
     hidden = torch.cat([states.hidden[:1], states.target.hidden[:1, : length - 1]], 1)
     mask = torch.cat([states.mask[:1], torch.ones(1, length - 1, dtype=torch.bool)], 1)
-    return Request(hidden, mask, states.mask[:1], states.positions[..., :1, :], states.target.ids[:1, :length])
+    query, ids = Query(row["question"], row["image_id"]), states.target.ids[:1, :length]
+    return Request(hidden, mask, states.mask[:1], states.positions[..., :1, :], ids, query, row["target"])
+
+
+def tail_logits(backbone: Backbone, states: States, edit: Edit, candidates: Candidates, rows: Any = ALL) -> torch.Tensor:
+    """Logits [N, A, V] under teacher forcing of `candidates`, from layer ℓ on; differentiable. `rows` index the N probes."""
+    hidden = torch.cat([states.hidden, candidates.hidden], 1)[rows]
+    mask = torch.cat([states.mask, candidates.real[:, 1:]], 1)[rows]
+    with edit.applied(backbone, states.mask[rows]):
+        return backbone.head(backbone.tail(hidden, mask, states.positions[..., rows, :], candidates.ids.shape[1]))
 
 
 @torch.no_grad()
-def outcomes(backbone: Backbone, states: States, edit: Edit) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The edited model under teacher forcing: argmax [N, A] over `target`, `same` and `truth`, and the top ten over `truth`."""
+def outcomes(backbone: Backbone, probes: Sequence[Probe], states: States, edit: Edit) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The edited model under teacher forcing: argmax [N, A] over `target`, `same` and `truth`, and the top ten over `truth`.
+
+    Raises FloatingPointError when a logit is not finite.
+    """
     candidates = (states.target, states.same, states.truth)
-    if edit.output is None:
+    if edit.changes_nothing:
         return [c.argmax for c in candidates], states.top
+    if edit.within_tail(backbone):
+        finals = tail_finals(backbone, states, edit, candidates)
+    else:
+        finals = full.finals(backbone, edit, [p.query for p in probes if not p.is_sample], [c.ids for c in candidates])
+    reads = [read(backbone, final, c.real) for c, final in zip(candidates, finals, strict=True)]
+    return [argmax for argmax, _ in reads], reads[2][1]
+
+
+def tail_finals(backbone: Backbone, states: States, edit: Edit, candidates: Sequence[Candidates]) -> list[torch.Tensor]:
+    """Final states [N, A, D] of each set of candidates, from layer ℓ on, in one pass: the sets branch off one prompt."""
     widths = [c.hidden.shape[1] for c in candidates]
     hidden = torch.cat([states.hidden, *(c.hidden for c in candidates)], 1)
     mask = torch.cat([states.mask, *(c.real[:, 1:] for c in candidates)], 1)
     with edit.applied(backbone, states.mask):
         final = backbone.tail(hidden, mask, states.positions, 1 + sum(widths), widths)
-    reads = [
-        read(backbone, torch.cat([final[:, :1], after], 1), c.real)
-        for c, after in zip(candidates, final[:, 1:].split(widths, 1), strict=True)
-    ]
-    return [argmax for argmax, _ in reads], reads[2][1]
+    return [torch.cat([final[:, :1], after], 1) for after in final[:, 1:].split(widths, 1)]
 
 
 def exact(argmax: torch.Tensor, candidates: Candidates) -> np.ndarray:
@@ -206,9 +235,19 @@ def accuracy(argmax: torch.Tensor, reference: torch.Tensor, candidates: Candidat
 def trace_edit(
     backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], states: States, edit: Edit
 ) -> list[dict[str, Any]]:
-    """The rows of one edit's trace: outcomes with the edit off and on, and distances to its key."""
+    """The rows of one edit's trace: outcomes with the edit off and on, whether its own router `fires`, distances to its key.
+
+    An edit whose model is not finite has `diverged`: it counts as none, here as in `stages.editing.editor.attempt`.
+    """
     n = len(states.answers)
-    (target, same, truth), top = outcomes(backbone, states, edit)
+    try:
+        (target, same, truth), top = outcomes(backbone, probes, states, edit)
+    except FloatingPointError:
+        return trace_edit(backbone, row, probes, states, Edit(steps=edit.steps, loss=edit.loss, diverged=True))
+    fires = [True] * n
+    if edit.fires is not None:
+        asked = [p.query for p in probes[:n]]
+        fires = edit.fires(asked, states.hidden, states.mask, states.positions).tolist()
     target_off, target_on = (exact(argmax, states.target) for argmax in (states.target.argmax, target))
     same_on = exact(same, states.same)
     aims = states.target.ids
@@ -233,16 +272,16 @@ def trace_edit(
                 "tf_off": float(hit_off[i]) if wants else 1.0, "tf_on": float(hit_on[i] if wants else agreed[i]),
                 "top10_on": float("nan") if wants else float(top10[i]),
                 "correct_off": bool(probe.truth) and normalise(states.answers[i]) == normalise(probe.truth),
+                "fires": bool(fires[i]),
             }  # fmt: skip
         else:
             nan = float("nan")
             result = {
                 "answer_off": "", "target_off": False, "target_on": False, "same_on": False,
-                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False,
+                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False, "fires": False,
             }  # fmt: skip
-        rows.append(
-            common | result | {name: float(d[i]) for name, d in distances.items()} | {"steps": edit.steps, "loss": edit.loss}
-        )
+        ended = {"steps": edit.steps, "loss": edit.loss, "diverged": edit.diverged}
+        rows.append(common | result | {name: float(d[i]) for name, d in distances.items()} | ended)
     return rows
 
 

@@ -22,7 +22,7 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     """Per (seed, edit): `d_plus`, `d_minus` and `epsilon`, in units of the chosen distance, and `inverted` where d⁺ > d⁻.
 
     d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative anchor. Balanced: ε = α·d⁺ + (1
-    − α)·d⁻.
+    − α)·d⁻. `mean`: the mean over edits of the balanced radius, one constant as wide as a balanced radius is on average.
     """
     column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
     positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
@@ -35,14 +35,23 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     )
     if found[["d_plus", "d_minus"]].isna().any(axis=None):
         raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
-    alpha = {"balanced": radius.alpha, "positive": 1.0, "negative": 0.0}.get(radius.strategy)
-    found["epsilon"] = radius.epsilon if alpha is None else alpha * found["d_plus"] + (1 - alpha) * found["d_minus"]
+    alpha = {"positive": 1.0, "negative": 0.0}.get(radius.strategy, radius.alpha)
+    between = alpha * found["d_plus"] + (1 - alpha) * found["d_minus"]
+    found["epsilon"] = {"constant": radius.epsilon, "mean": between.mean()}.get(radius.strategy, between)
     found["inverted"] = found["d_plus"] > found["d_minus"]
     return found.reset_index()
 
 
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
-    """[rows] bool: the edit answers this query. A query without the key's span (no picture, say) is never inside a radius."""
+    """[rows] bool: the edit answers this query.
+
+    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `own`: the editor's own router.
+    `oracle`: exactly the queries that the edit must reach. `always` and `never` force it on and off.
+    """
+    if method.router == "own":
+        return trace["fires"].to_numpy(dtype=bool)
+    if method.router == "oracle":
+        return trace["kind"].isin(REACHED).to_numpy()
     if method.router != "codebook":
         return np.full(len(trace), method.router == "always")
     epsilon = trace[EDIT].merge(radii(trace, method.key, method.radius), on=EDIT, how="left")["epsilon"]

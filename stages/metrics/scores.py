@@ -17,7 +17,8 @@ IMAGE_LOCALITY = ("near_image", "far_image", "other_question", "unrelated", "no_
 LOCALITY = (*IMAGE_LOCALITY, "text_only")
 HOPS = ("hop1", "hop2")
 BALANCE = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
-MAIN = ("reliability", *GENERALITY, *LOCALITY, "text_locality", "image_locality", "locality", "hm", *HOPS, "black_image")
+AVERAGES = ("text_locality", "image_locality", "locality", "hm")
+MAIN = ("reliability", *GENERALITY, *LOCALITY, *AVERAGES, *HOPS, "black_image", "diverged")
 
 
 def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -42,6 +43,7 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
     table["image_locality"] = table[[k for k in IMAGE_LOCALITY if k in table]].mean(axis=1)
     table["locality"] = table[kinds].mean(axis=1)
     table = table.join(wrong).join(right)
+    table["diverged"] = outcomes.groupby("edit_id")["diverged"].mean()  # these count as they are: the unedited model's outcomes
     if protocol == "teacher_forced":
         top10 = rows[rows["kind"].isin(LOCALITY)].groupby(["edit_id", "kind"])["top10"].mean().unstack("kind")
         table["locality_top10"] = top10.mean(axis=1)

@@ -9,8 +9,10 @@ import pandas as pd
 from stages.params import UserError
 
 METHODS = {
-    "base": "Unedited", "ft": "FT", "ike": "IKE", "mend": "MEND", "serac": "SERAC", "grace": "GRACE",
-    "balancedit": "BalancEdit",
+    "base": "Unedited", "ft": "FT", "ft_l": "FT-L", "ft_v": "FT-V", "lora": "LoRA", "ike": "IKE", "mend": "MEND",
+    "serac": "SERAC", "wise": "WISE", "grace": "GRACE", "grace_5": "GRACE, ε = 5", "grace_matched": "GRACE, matched ε",
+    "grace_balanced": "GRACE, balanced ε", "balancedit_matched": "BalancEdit, constant ε",
+    "balancedit_oracle": "BalancEdit, oracle", "balancedit": "BalancEdit",
 }  # fmt: skip
 MAIN = {
     "reliability": "Rel.", "text_generality": "T-Gen", "image_generality": "I-Gen", "text_locality": "T-Loc",
@@ -28,7 +30,7 @@ LOCALITY = {
 }  # fmt: skip
 KINDS = REACHED | HOPS | LOCALITY | {"black_image": "Black picture"}
 PROTOCOLS = {"strict": "strict", "teacher_forced": "teacher-forced"}
-STRATEGIES = {"balanced": "balanced", "positive": "positive", "negative": "negative", "constant": "constant"}
+STRATEGIES = {"balanced": "balanced", "positive": "positive", "negative": "negative", "constant": "constant", "mean": "mean"}
 NEGATIVES = {
     "black": "black", "white": "white", "noise": "noise", "random": "random picture",
     "nearest": "nearest picture", "other_question": "other question",

@@ -48,8 +48,9 @@ def score(row: pd.Series, best: bool = False) -> Cell:
 
 
 def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption: str, level: float) -> Table:
-    """One row a dataset, backbone and method, one column a metric; the best edited model is bold."""
+    """One row a dataset, backbone and method, one column a metric; the best edited model is bold, diverged edits are counted."""
     table = select(table, protocol=protocol)
+    failed = table[(table["metric"] == "diverged") & (table["mean"] > 0)].set_index(["dataset", "backbone", "method"])
     table = need(table[table["metric"].isin(metrics)], protocol, *metrics)
     shown = ordered(metrics, table["metric"])
     rows = []
@@ -58,7 +59,9 @@ def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption:
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].set_index("metric")
             entries = [_entry(found, m, method != "base", edited) for m in shown]
-            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), *entries])
+            at = (*place, method)
+            share = f"{100 * failed.loc[at, 'mean']:.0f} % diverged" if at in failed.index else ""
+            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method), share), *entries])
     caption += (
         f" ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per cent and "
         f"{percent(level)} "

@@ -26,6 +26,7 @@ class Adapter:
 
     `template` holds `{image}` and `{question}`. `marks` stand before and after a picture's placeholder tokens, and only
     where there is one. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder layer.
+    `connector` is how the name of the part that maps image features to the language model's embeddings ends.
     `reads_question` says whether image features depend on the question.
     """
 
@@ -33,6 +34,7 @@ class Adapter:
     marks = ("", "\n")
     end: str | None = None
     linear = "mlp.up_proj"
+    connector = "multi_modal_projector"
     reads_question = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):

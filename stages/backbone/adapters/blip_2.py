@@ -10,6 +10,7 @@ class Architecture(Adapter):
 
     template = "{image}Question: {question} Answer:"
     marks = ("", "")
+    connector = "language_projection"
 
     @property
     def decoder(self) -> nn.Module:

@@ -14,6 +14,7 @@ class Architecture(Adapter):
     template = "<|begin_of_text|>User:{image}{question}<end_of_utterance>\nAssistant:"
     marks = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
     end = "<end_of_utterance>"
+    connector = "connector"
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
         return self.process(images=image.convert("RGB"), return_tensors="pt", do_image_splitting=False)

@@ -16,6 +16,7 @@ class Architecture(Adapter):
     )
     marks = ("<|vision_start|>", "<|vision_end|>")
     end = "<|im_end|>"
+    connector = "visual.merger"
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
         given = [grid for grid in grids if grid is not None]

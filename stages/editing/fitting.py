@@ -1,0 +1,100 @@
+"""Learning from the train split before any edit is made: what an editor's `fit` is given, its loop, and its cache.
+
+`fit(backbone, examples, settings, checkpoint)` returns tensors, numbers and text in dicts and lists. They are cached by the
+content of all that they were made from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from stages.backbone.vlm import Backbone
+from stages.editing.trace import GENERALITY, Probe, States, probes_of
+from stages.params import write_atomically
+
+PICTURES = 2  # other pictures of a training edit
+EVERY = 50  # steps between two checkpoints
+CLIP = 100.0  # norm of the gradient, as in MEND's and SERAC's own settings
+
+
+@dataclass(frozen=True)
+class Example:
+    """One edit of the train split; what the frozen trunk says of its probes is computed when it is first asked for."""
+
+    row: Mapping[str, Any]
+    probes: Sequence[Probe]
+    run: Callable[[Sequence[Probe]], States]
+
+    @cached_property
+    def states(self) -> States:
+        return self.run(self.probes)
+
+    @property
+    def in_scope(self) -> list[int]:
+        """The probes that the edit must reach, itself first."""
+        return [i for i, p in enumerate(self.probes) if p.kind in GENERALITY]
+
+    def of(self, *kinds: str) -> list[int]:
+        """The probes of these kinds."""
+        return [i for i, p in enumerate(self.probes) if p.kind in kinds]
+
+
+def training_probes(row: Mapping[str, Any]) -> list[Probe]:
+    """A train edit's queries. Its rephrasings are the ones for training: evaluation asks others of every relation."""
+    own = {"rephrasings": row["rephrasings_train"], "generality_image_ids": row["generality_image_ids"][:PICTURES], "hops": []}
+    positive = {"kind": "sample_positive", "question": row["rephrasings_train"][0], "image_id": row["image_id"]}
+    return probes_of({**row, **own}, [positive])
+
+
+def fitted(
+    editor: ModuleType, backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], made_from: str, cache: Path
+) -> Any:
+    """The editor's `fit`, from the cache where the same backbone, settings, rows and `made_from` (code, pictures) have been."""
+    text = json.dumps([backbone.fingerprint, dict(settings), made_from, [e.row for e in examples]], sort_keys=True)
+    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    checkpoint = path.with_suffix(".part.pt")
+    state = editor.fit(backbone, examples, settings, checkpoint)
+    with write_atomically(path) as temporary:
+        torch.save(state, temporary)
+    checkpoint.unlink(missing_ok=True)
+    return state
+
+
+def learn(
+    module: nn.Module, groups: Sequence[Mapping[str, Any]], loss_of: Callable[[int], torch.Tensor], steps: int, checkpoint: Path
+) -> None:
+    """Train `module` in place: Adam over parameter `groups` on `loss_of(step)`, which must depend on nothing else that changes.
+
+    A checkpoint every few steps makes an interrupted training go on where it was. Raises FloatingPointError when the loss is not
+    finite.
+    """
+    optimiser, start = torch.optim.Adam(groups), 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(saved["module"])
+        optimiser.load_state_dict(saved["optimiser"])
+        start = saved["step"]
+    for step in tqdm(range(start, steps), initial=start, total=steps, desc="fit"):
+        loss = loss_of(step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} after {step} steps of training")
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+        optimiser.step()
+        if (step + 1) % EVERY == 0:
+            saved = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            with write_atomically(checkpoint) as temporary:
+                torch.save(saved, temporary)

@@ -1,0 +1,58 @@
+"""LoRA (Hu et al., ICLR 2022, section 4.1), fitted to the edit alone as EasyEdit does: a low-rank update of the query and value
+projections of every decoder layer, always on.
+
+Per map W₀ [out, in] the update is (α/r)·B·A with A random (Kaiming uniform) and B zero. It is added by hooks; the peft package
+would swap modules inside the model, which an error in between could leave swapped.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from stages.backbone.vlm import Backbone
+from stages.editing.editor import Edit, Request, exact_with_margin, linear_maps, optimise
+from stages.params import count, entry, number
+
+PROJECTIONS = ("q_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Rank r and scale α of the update, Adam's learning rate, most steps and the margin that ends them."""
+
+    rank: int = entry(count(1), default=8)
+    scale: float = entry(number(above=0), default=32.0)
+    lr: float = entry(number(above=0), default=5e-3)
+    steps: int = entry(count(1), default=70)
+    margin: float = entry(number(0), default=0.1)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a linear map's outputs: `scale`·B·A·x, with `a` [r, in] and `b` [out, r]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.linear(inputs, self.a), self.b) * self.scale
+
+
+def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
+    """Fit all updates together with Adam until the target is exact by `margin` logits, at most `steps` steps."""
+    generator, rank = torch.Generator().manual_seed(settings["seed"]), settings["rank"]
+    added = {}
+    for part in linear_maps(backbone.decoder, *PROJECTIONS):
+        bound = 1 / math.sqrt(part.in_features)  # Kaiming uniform with a = √5, as in the authors' code
+        start = (torch.rand(rank, part.in_features, generator=generator) * 2 - 1) * bound
+        a, b = start.to(part.weight).requires_grad_(), part.weight.new_zeros(part.out_features, rank).requires_grad_()
+        added[part] = LowRank(a, b, settings["scale"] / rank)
+    parameters = [tensor for update in added.values() for tensor in (update.a, update.b)]
+    stop = exact_with_margin(request.target[0], settings["margin"])
+    found = optimise(backbone, request, Edit(added=added), parameters, lr=settings["lr"], steps=settings["steps"], stop=stop)
+    return Edit(added=added, **found)

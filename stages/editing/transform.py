@@ -1,0 +1,67 @@
+"""What can stand in a codebook behind a key: transformations of the edited linear map that are data, so that they can be saved.
+
+Each is called with the map's inputs [B, T, D], its unedited outputs [B, T, out] and the prompt's real positions [B, P]; it
+gives the edited outputs [B, T, out].
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An edited copy of the whole map: `weight` [out, D], `bias` [out] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One vector [out] in place of the map's output at the `last` prompt token, the whole `prompt`, or `all` positions."""
+
+    value: torch.Tensor
+    where: str = "all"
+
+    def __call__(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return torch.where(replaced(inputs, prompt, self.where)[..., None], self.value, unedited)
+
+
+def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Tensor:
+    """[B, T] bool: the positions of `inputs` [B, T, D] at which a value stands; prompts are left-padded, answers follow them."""
+    spread = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+    width = prompt.shape[1]
+    if where == "last":
+        spread[:, width - 1] = True
+    elif where == "prompt":
+        spread[:, :width] = prompt
+    else:
+        spread[:] = True
+    return spread
+
+
+def pack(transform: Layer | Value | None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """A transformation as words and tensors. Raises TypeError for what is neither of the kinds above."""
+    if transform is None:
+        return {"kind": "none"}, {}
+    if isinstance(transform, Layer):
+        tensors = {"weight": transform.weight, "bias": transform.bias}
+        return {"kind": "layer"}, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if isinstance(transform, Value):
+        return {"kind": "value", "where": transform.where}, {"value": transform.value}
+    raise TypeError(f"{type(transform).__name__} is no transformation of a codebook: Layer, Value or None")
+
+
+def unpack(words: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Layer | Value | None:
+    """What `pack` took apart."""
+    if words["kind"] == "none":
+        return None
+    if words["kind"] == "layer":
+        return Layer(tensors["weight"], tensors.get("bias"))
+    return Value(tensors["value"], words["where"])

@@ -1,0 +1,114 @@
+"""WISE (Wang et al., NeurIPS 2024, section 2.3): a side memory, a copy of one layer's value matrix, answers what activates it.
+
+The value matrix W is the MLP's output map of layer ℓ and A(x) its input. The side memory W′ is fitted to the edit with a margin
+loss on its activation Δ(x) = ‖A(x)·(W′ − W)‖ (section 2.3.1): below α on irrelevant queries, above β on the edit, γ between the
+two. Only a random share of W′'s entries is trained (section 2.3.2: one edit is one shard; merging shards belongs to sequences
+longer than one edit), by plain gradient steps, each entry within `bound` of W's, as in EasyEdit. A query goes to the side memory
+where its activation reaches a share `ratio` of the edit's own; both are means over the prompt. The irrelevant queries are train
+edits'.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stages.backbone.vlm import Backbone, Query, mean_over
+from stages.editing.editor import Edit, Request, differences, linear_maps, request_logits
+from stages.editing.fitting import Example
+from stages.editing.trace import request_of
+from stages.params import count, entry, number
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Margins α, β, γ, the share of trained entries, the share of the edit's activation that routes, and gradient descent's."""
+
+    alpha: float = entry(number(0), default=5.0)
+    beta: float = entry(number(0), default=20.0)
+    gamma: float = entry(number(0), default=10.0)
+    mask: float = entry(number(0, 1), default=0.2)
+    ratio: float = entry(number(0), default=0.88)
+    bound: float = entry(number(above=0), default=1.0)
+    lr: float = entry(number(above=0), default=1.0)
+    steps: int = entry(count(1), default=70)
+
+
+def value_map(backbone: Backbone) -> nn.Linear:
+    """The MLP's output map of layer ℓ."""
+    return linear_maps(backbone.decoder.layers[backbone.layer], "down_proj", "fc2")[0]
+
+
+class Reader:
+    """Adds nothing to a linear map's outputs and keeps its inputs."""
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.inputs = inputs
+        return inputs.new_zeros(())
+
+
+@torch.no_grad()
+def activations(backbone: Backbone, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A(x) [B, P, in] of prompts, from the states [B, P, D] that enter layer ℓ."""
+    reader = Reader()
+    with Edit(added={value_map(backbone): reader}).applied(backbone):
+        backbone.tail(hidden, mask, positions, 1)
+    return reader.inputs.reshape(*hidden.shape[:2], -1)
+
+
+def score(inputs: torch.Tensor, delta: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Δ [B]: the norm of A(x)·(W′ − W), a mean over the prompt, of inputs [B, P, in] and the difference [out, in]."""
+    return mean_over(F.linear(inputs, delta).norm(dim=-1, keepdim=True), mask)[:, 0]
+
+
+def margins(edit: torch.Tensor, irrelevant: torch.Tensor, settings: Mapping[str, Any]) -> torch.Tensor:
+    """The margin loss of section 2.3.1, of two activations []."""
+    over = F.relu(irrelevant - settings["alpha"]) + F.relu(settings["beta"] - edit)
+    return over + F.relu(settings["gamma"] - (edit - irrelevant))
+
+
+def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> list[dict[str, Any]]:
+    """Nothing is trained: the activations [1, P, in] and masks of the train edits' own queries, irrelevant to any other edit."""
+    found = []
+    for example in examples:
+        request = request_of(example.states, example.row)
+        hidden = request.hidden[:, : request.prompt.shape[1]]
+        found.append({"inputs": activations(backbone, hidden, request.prompt, request.positions), "mask": request.prompt})
+    return found
+
+
+def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Sequence[Mapping[str, Any]]) -> Edit:
+    """Fit the side memory, each step against another irrelevant query."""
+    rng, value = np.random.default_rng(settings["seed"]), value_map(backbone)
+    trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)
+    delta, target, first = torch.zeros_like(value.weight, requires_grad=True), request.target[0], None
+    own = activations(backbone, request.hidden[:, : request.prompt.shape[1]], request.prompt, request.positions)
+    memory = Edit(added=differences([value], [delta]))
+    for step in range(settings["steps"] + 1):
+        logits, other = request_logits(backbone, request, memory), fitted[rng.integers(len(fitted))]
+        loss = F.cross_entropy(logits, target)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
+        first = loss.item() if first is None else first
+        if step == settings["steps"]:
+            break
+        apart = margins(score(own, delta, request.prompt)[0], score(other["inputs"], delta, other["mask"])[0], settings)
+        (gradient,) = torch.autograd.grad(loss + apart, [delta])
+        with torch.no_grad():
+            delta -= settings["lr"] * gradient * trained
+            delta.clamp_(-settings["bound"], settings["bound"])
+    if loss.item() > first:
+        raise FloatingPointError(f"the loss rose from {first} to {loss.item()} in {step} steps")
+    delta.requires_grad_(False)
+    needed = settings["ratio"] * score(own, delta, request.prompt)[0]
+
+    def fires(_queries: Sequence[Query], hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return score(activations(backbone, hidden, mask, positions), delta, mask) >= needed
+
+    reached = bool((logits.argmax(-1) == target).all())
+    return Edit(added=memory.added, fires=fires, steps=step, loss=loss.item(), reached=reached)
