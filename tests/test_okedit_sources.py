@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Endpoint, send
+from conftest import ROOT, Endpoint, send
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from ruamel.yaml import YAML
 
 from stages.backbone.corpus import TRAINING_TEXTS
 from stages.editing.trace import probes_of, run_trunk
@@ -493,6 +494,16 @@ def test_settings_of_okvqa(coco: dict[str, Any], backbone) -> None:
     ):
         with pytest.raises(UserError, match=said):
             build_okvqa(coco | entries, backbone)
+
+
+@pytest.mark.parametrize(("name", "source"), [("okvqa", okvqa), ("mmedit_vqa", mmedit)])
+def test_the_recipes_are_valid_and_name_every_key(name: str, source) -> None:
+    entries = YAML(typ="safe").load(ROOT / "recipes/datasets.yaml")[name]
+    settings = dataset(**entries).settings(source.Settings)
+    assert set(entries) >= {f.name for f in dataclasses.fields(source.Settings)}
+    for nested in {"text", "image", "agreement"} & set(entries):
+        known = {f.name for f in dataclasses.fields(getattr(settings, nested))}
+        assert set(entries[nested]) - {"provider", "by"} == known
 
 
 # -- the stages -------------------------------------------------------------------------------------------------------------
