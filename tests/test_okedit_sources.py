@@ -342,6 +342,7 @@ def test_the_official_files_are_read_whole(real: Path, tmp_path: Path) -> None:
 def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
     asked = [{"question_id": i, "image_id": i, "question": f"q{i}?"} for i in range(4)]
     asked += [asked[0], {"question_id": 9}, {"question_id": 5, "image_id": "x", "question": "?"}, None]
+    asked += [{"question_id": "../3", "image_id": 3, "question": "q?"}]
     (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
     said = [{"question_id": i, "answers": [{"answer": "b"}, {"answer": "a"}, {"answer": "a"}]} for i in range(2)]
     said += [said[1], {"question_id": 2, "answers": [{"answer": " "}]}, {"question_id": 3, "answers": 5}, 7]
@@ -351,7 +352,7 @@ def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
     assert [(q.question_id, q.answers) for q in found] == [("0", ["a", "b"]), ("1", ["a", "b"])]
     assert dict(tally) == {
         "annotation: duplicate id": 1, "annotation: malformed": 3, "question: no answers": 2, "question: duplicate id": 1,
-        "question: malformed": 3,
+        "question: malformed": 4,
     }  # fmt: skip
     for file in ("q", "a"):
         (tmp_path / "bad.json").write_text('{"other": 1}')
