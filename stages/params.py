@@ -171,7 +171,8 @@ class Dataset:
 
     def settings(self, cls: type[T]) -> T:
         """`own` as the source's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
-        _expect(f"datasets.{self.name}.", self.own, [f.name for c in (self, cls) for f in fields(c)][1:], [])
+        allowed = [f.name for c in (self, cls) for f in fields(c) if f.name not in ("name", "own")]
+        _expect(f"datasets.{self.name}.", self.own, allowed, [])
         return read_section(cls, f"datasets.{self.name}", self.own, STAGES)
 
 

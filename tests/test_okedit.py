@@ -19,6 +19,7 @@ from stages.okedit.images import Neighbours, composite
 from stages.okedit.sources.embedded import COMPOSITES, VENDORS, build
 from stages.params import Dataset, UserError
 from stages.samples.generate import samples_of
+from stages.samples.pools import Drawings
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",
@@ -133,22 +134,31 @@ def test_sentences() -> None:
     assert as_sentence("Is it so? ") == "Is it so?"
 
 
-def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge) -> None:
+def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: Path, backbone) -> None:
     row = dataclasses.asdict(built[0][0])
+    pool = Drawings(knowledge, assets / "emoji", backbone)
     table = torch.randn(len(LEGS), 4, generator=torch.Generator().manual_seed(0))
-    neighbours = known(dict.fromkeys(SEEN_VENDORS, table))
+    pool.neighbours = known(dict.fromkeys(SEEN_VENDORS, table))
     vendor = row["image_id"].split("/")[0]
-    ids = [f"{vendor}/{c.code_point}" for c in knowledge.concepts]
-    own = next(i for i, c in enumerate(knowledge.concepts) if c.concept == row["concept"])
-    others = [i for i in range(len(LEGS)) if i != own]
-    found = samples_of(row, vendor, others, own, neighbours, ids, "What is shown?", seed=0)
+    code = {c.concept: c.code_point for c in knowledge.concepts}
+    shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
+    others = pool.others(row)
+    assert others == [
+        f"{vendor}/{code[c]}" for c in knowledge.relations[row["relation"]].facts
+        if c != row["concept"] and code[c] not in shown
+    ]  # fmt: skip
+    found = samples_of(row, others, pool.nearest(row, others), "What is shown?", seed=0)
     kinds = [s.kind for s in found]
     assert kinds == ["sample_positive"] * 3 + [
         f"sample_{k}" for k in ("black", "white", "noise", "random", "nearest", "other_question")
     ]
     assert all(s.image_id == row["image_id"] for s in found if s.kind in ("sample_positive", "sample_other_question"))
     assert {s.question for s in found[:3]}.isdisjoint(row["rephrasings"])
-    assert found[7].image_id == ids[neighbours.nearest(vendor, own, others)[0]]
+    index = [list(code.values()).index(i.split("/")[1]) for i in others]
+    own = list(code).index(row["concept"])
+    assert found[7].image_id == f"{vendor}/{list(code.values())[pool.neighbours.nearest(vendor, own, index)[0]]}"
+    assert found[6].image_id in others
+    assert pool.picture(found[6].image_id).png == (assets / "emoji" / f"{found[6].image_id}.png").read_bytes()
 
 
 @pytest.mark.parametrize(

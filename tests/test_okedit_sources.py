@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Endpoint, send
+from conftest import ROOT, Endpoint, send
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from ruamel.yaml import YAML
 
 from stages.backbone.corpus import TRAINING_TEXTS
 from stages.editing.trace import probes_of, run_trunk
@@ -341,6 +342,7 @@ def test_the_official_files_are_read_whole(real: Path, tmp_path: Path) -> None:
 def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
     asked = [{"question_id": i, "image_id": i, "question": f"q{i}?"} for i in range(4)]
     asked += [asked[0], {"question_id": 9}, {"question_id": 5, "image_id": "x", "question": "?"}, None]
+    asked += [{"question_id": "../3", "image_id": 3, "question": "q?"}]
     (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
     said = [{"question_id": i, "answers": [{"answer": "b"}, {"answer": "a"}, {"answer": "a"}]} for i in range(2)]
     said += [said[1], {"question_id": 2, "answers": [{"answer": " "}]}, {"question_id": 3, "answers": 5}, 7]
@@ -350,7 +352,7 @@ def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
     assert [(q.question_id, q.answers) for q in found] == [("0", ["a", "b"]), ("1", ["a", "b"])]
     assert dict(tally) == {
         "annotation: duplicate id": 1, "annotation: malformed": 3, "question: no answers": 2, "question: duplicate id": 1,
-        "question: malformed": 3,
+        "question: malformed": 4,
     }  # fmt: skip
     for file in ("q", "a"):
         (tmp_path / "bad.json").write_text('{"other": 1}')
@@ -493,6 +495,16 @@ def test_settings_of_okvqa(coco: dict[str, Any], backbone) -> None:
     ):
         with pytest.raises(UserError, match=said):
             build_okvqa(coco | entries, backbone)
+
+
+@pytest.mark.parametrize(("name", "source"), [("okvqa", okvqa), ("mmedit_vqa", mmedit)])
+def test_the_recipes_are_valid_and_name_every_key(name: str, source) -> None:
+    entries = YAML(typ="safe").load(ROOT / "recipes/datasets.yaml")[name]
+    settings = dataset(**entries).settings(source.Settings)
+    assert set(entries) >= {f.name for f in dataclasses.fields(source.Settings)}
+    for nested in {"text", "image", "agreement"} & set(entries):
+        known = {f.name for f in dataclasses.fields(getattr(settings, nested))}
+        assert set(entries[nested]) - {"provider", "by"} == known
 
 
 # -- the stages -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.params import UserError, derive_seed, load, run, write_atomically
+from stages.params import UserError, count, derive_seed, entry, load, run, write_atomically
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -138,6 +139,20 @@ def test_a_missing_or_unreadable_file_is_refused(stages, tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path / "bytes.yaml", stages)
+
+
+def test_what_only_a_source_knows_is_read_by_the_source(stages):
+    @dataclass(frozen=True)
+    class Settings:
+        images: int = entry(count(1))
+
+    dataset = load_with(stages, "datasets", "okedit", "images", value=0).dataset("okedit")
+    assert dataset.own == {"images": 0} and dataset.near == 3
+    with pytest.raises(UserError, match=r"datasets\.okedit\.images: 0 is not allowed; allowed: a whole number >= 1"):
+        dataset.settings(Settings)
+    dataset = load_with(stages, "datasets", "okedit", "nera", value=3).dataset("okedit")
+    with pytest.raises(UserError, match=r"datasets\.okedit\.nera: 3: unknown key; allowed: source, .*near, .*images"):
+        dataset.settings(Settings)
 
 
 def test_a_new_editor_is_a_new_file_and_a_missing_folder_allows_nothing(stages, tmp_path):

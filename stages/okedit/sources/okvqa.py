@@ -5,6 +5,7 @@ a third answer, an image provider draws pictures for which the true answer holds
 answer does (near locality, with the same question). No photo is in two splits.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from stages.okedit.settings import need, path, paths, variant
 from stages.okedit.splits import split_of
 from stages.okedit.validate import Rejected, Tally
 from stages.params import Dataset, UserError, count, derive_seed, entry
+
+PLAIN = r"\w[\w-]*"  # ids become parts of file names
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
     """
     asked, said = read_json(f"{at}.questions", questions), read_json(f"{at}.annotations", annotations)
     listed = asked.get("questions") if isinstance(asked, Mapping) else None
-    if not isinstance(listed, list) or not isinstance(asked.get("data_subtype"), str):
+    if not isinstance(listed, list) or not re.fullmatch(PLAIN, str(asked.get("data_subtype"))):
         raise UserError(f"{at}.questions: {str(questions)!r} has no `questions` or `data_subtype`; allowed: the official file")
     records = said.get("annotations") if isinstance(said, Mapping) else said
     if not isinstance(records, list):
@@ -89,8 +92,10 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
         except (KeyError, TypeError, ValueError, AttributeError):
             tally.note("question: malformed", f"{questions.name}[{i}]")
             continue
-        if not text or question_id not in answered:
-            tally.note("question: no answers" if text else "question: malformed", question_id)
+        if not text or not re.fullmatch(PLAIN, question_id):
+            tally.note("question: malformed", f"{questions.name}[{i}]")
+        elif question_id not in answered:
+            tally.note("question: no answers", question_id)
         elif question_id in found:
             tally.note("question: duplicate id", question_id)
         else:
