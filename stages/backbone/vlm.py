@@ -68,14 +68,20 @@ class Backbone:
     """A frozen vision-language model with one editable linear map, `adapter.linear` of `layers[layer]`.
 
     A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
+
+    The model may sit on an accelerator, or be split over several, in a short floating-point type. Masks, positions, spans, trunk
+    states and logits are on the CPU all the same, logits and φ in float32: what enters the model moves to where it sits, what is
+    kept moves back. What replaces the edited linear map gets its inputs where that map sits, in float32.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
         self.model, self.tokenizer, self.adapter = model.eval().requires_grad_(False), tokenizer, adapter
-        self.decoder, self.head, self.layer, self.fingerprint = adapter.decoder, adapter.head, layer, fingerprint
+        self.decoder, self.layer, self.fingerprint = adapter.decoder, layer, fingerprint
         if not 0 <= layer < len(self.decoder.layers):
             raise UserError(f"layer: {layer} is not a decoder layer; allowed: 0..{len(self.decoder.layers) - 1}")
         self.edited: nn.Linear = self.decoder.layers[layer].get_submodule(adapter.linear)
+        for entrance in (self.decoder, adapter.embed):
+            entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
         self._images: dict[str, Image.Image] = {}
         self._shown: dict[tuple[str, str], Shown] = {}
@@ -90,6 +96,29 @@ class Backbone:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         prompt = json.loads((folder / PROMPT).read_text())
         return cls(model, tokenizer, layer, f"{digest[:16]}-{layer}", adapt(model, tokenizer, prompt=prompt))
+
+    # -- devices ------------------------------------------------------------------------------------------------------------
+
+    def _enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Move what the decoder or its embedding is given to where its weights are."""
+        device = self.adapter.embed.weight.device
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), moved
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of final hidden states [..., D], in float32 on the CPU; differentiable."""
+        head = self.adapter.head
+        return head(states.to(head.weight.device)).float().cpu()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The edited linear map's weight [out, D] in float32, where the map sits: what an edit starts from."""
+        return self.edited.weight.detach().float()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The edited linear map's bias [out] likewise, None where it has none."""
+        return None if self.edited.bias is None else self.edited.bias.detach().float()
 
     # -- prompts ------------------------------------------------------------------------------------------------------------
 
@@ -133,7 +162,7 @@ class Backbone:
         embeds = self.adapter.embed(ids)
         if spans["image"].any():
             features = torch.cat([picture.features for picture in shown if picture is not None])
-            embeds = embeds.masked_scatter(spans["image"][..., None], features.to(embeds.dtype))
+            embeds = embeds.masked_scatter(spans["image"][..., None].to(embeds.device), features.to(embeds))
         return Prompts(embeds, spans["prompt"], positions, spans)
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -148,10 +177,10 @@ class Backbone:
         seen: dict[str, torch.Tensor] = {}
 
         def entering(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+            seen["hidden"] = (args[0] if args else kwargs["hidden_states"]).cpu()
 
         def feeding(_module: nn.Module, args: tuple) -> None:
-            seen["inputs"] = args[0].reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
+            seen["inputs"] = args[0].cpu().reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
 
         hooks = [
             self.decoder.layers[self.layer].register_forward_pre_hook(entering, with_kwargs=True),
@@ -231,11 +260,14 @@ class Backbone:
 
     @contextlib.contextmanager
     def replaced(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: int) -> Iterator[None]:
-        """While open, the edited linear map gives `output(inputs [B, T, D], unedited [B, T, out])`; `rows` is B."""
+        """While open, the edited linear map gives `output(inputs [B, T, D], unedited [B, T, out])`, all three in float32 where
+        the map sits; `rows` is B.
+        """
 
         def hook(_module: nn.Module, args: tuple[torch.Tensor], unedited: torch.Tensor) -> torch.Tensor:
             inputs, flat = args[0].reshape(rows, -1, args[0].shape[-1]), unedited.shape
-            return output(inputs, unedited.reshape(rows, inputs.shape[1], -1)).reshape(flat)
+            changed = output(inputs.float(), unedited.reshape(rows, inputs.shape[1], -1).float())
+            return changed.reshape(flat).to(unedited.dtype)
 
         handle = self.edited.register_forward_hook(hook)
         try:
@@ -274,7 +306,7 @@ class Backbone:
         """
         prompt = positions.shape[-1]
         width = self.adapter.embed.weight.shape[1]  # not the hidden size where the decoder projects its embeddings
-        with self.from_layer(hidden):
+        with self.from_layer(hidden.to(self.edited.weight.device)):
             out = self.decoder(
                 inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width),
                 attention_mask=self.adapter.attention(mask, prompt, widths),
@@ -295,6 +327,6 @@ def branched(positions: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
 
 
 def mean_over(states: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """φ: the mean of `states` [B, T, D] over `span` [B, T]; NaN where a span is empty."""
-    weight = span.to(states.dtype)[..., None]
+    """φ: the mean of `states` [B, T, D] over `span` [B, T] in float32; NaN where a span is empty."""
+    states, weight = states.float(), span.float()[..., None]
     return (states * weight).sum(1) / weight.sum(1).masked_fill(weight.sum(1) == 0, float("nan"))

@@ -19,8 +19,8 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
     (section 4.3).
     """
-    weight = backbone.edited.weight.detach().clone().requires_grad_()
-    bias = backbone.edited.bias
+    weight = backbone.weight.clone().requires_grad_()
+    bias = backbone.bias
 
     def output(inputs: torch.Tensor, _prompt: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, weight, bias)

@@ -15,8 +15,8 @@ from stages.editing.editor import Edit, Request, optimise
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fine-tune the layer with Adam until the loss is below `loss`, at most `steps` steps; the result is always on."""
-    weight = backbone.edited.weight.detach().clone().requires_grad_()
-    bias = backbone.edited.bias
+    weight = backbone.weight.clone().requires_grad_()
+    bias = backbone.bias
 
     def output(inputs: torch.Tensor, _prompt: torch.Tensor) -> torch.Tensor:
         return F.linear(inputs, weight, bias)

@@ -18,8 +18,8 @@ from stages.editing.editor import Edit, Request, exact_with_margin, optimise
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
     generator = torch.Generator().manual_seed(settings["seed"])
-    value = torch.rand(backbone.edited.out_features, generator=generator).requires_grad_()
-    weight, bias = backbone.edited.weight, backbone.edited.bias
+    weight, bias = backbone.weight, backbone.bias
+    value = torch.rand(backbone.edited.out_features, generator=generator).to(weight.device).requires_grad_()
 
     def output(inputs: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         kept = torch.nn.functional.linear(inputs, weight, bias)
@@ -43,4 +43,4 @@ def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Te
         spread[:, :width] = prompt
     else:
         spread[:] = True
-    return spread
+    return spread.to(inputs.device)

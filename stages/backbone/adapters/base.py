@@ -67,13 +67,19 @@ class Adapter:
         """What `get_image_features` takes for one picture."""
         return self.process(images=image.convert("RGB"), return_tensors="pt")
 
+    def enter(self, value: torch.Tensor) -> torch.Tensor:
+        """An input of the image tower where the tower sits, and in its type."""
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+
     def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
-        """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens."""
+        """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens, on the
+        CPU.
+        """
         shown = []
         for image, question in zip(images, questions, strict=True):
-            inputs = {k: v.to(self.model.device) for k, v in self.inputs(image, question).items()}
-            features = self.model.get_image_features(**inputs).pooler_output
-            shown.append(Shown(features[0].flatten(0, -2), inputs.get("image_grid_thw")))
+            inputs = self.inputs(image, question)
+            features = self.model.get_image_features(**{k: self.enter(v) for k, v in inputs.items()}).pooler_output
+            shown.append(Shown(features[0].flatten(0, -2).cpu(), inputs.get("image_grid_thw")))
         return shown
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
