@@ -7,13 +7,12 @@ looking at file names, so a wrong params.yaml stops a stage before any model lib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,9 +20,22 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from stages.sections import (
+    UserError,
+    count,
+    entry,
+    expect,
+    mapping,
+    module_of,
+    number,
+    one_of,
+    read_section,
+    refuse,
+    template_text,
+    text,
+)
+
 T = TypeVar("T")
-# A check takes (key, value, stages folder) and returns the value for the dataclass, or raises UserError.
-Check = Callable[[str, Any, Path], Any]
 
 STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
@@ -31,6 +43,9 @@ STRATEGIES = ("balanced", "constant", "positive", "negative")
 DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 POSITIONS = ("last", "prompt", "all")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "cpu", "cuda")
+QUANTIZATIONS = ("none", "8bit")
 ROUTERS = ("never", "always", "codebook")
 # Modules of stages/editing that serve the editors and are none themselves.
 NOT_EDITORS = ("editor", "codebook", "trunk", "trace", "partial")
@@ -38,120 +53,88 @@ NOT_EDITORS = ("editor", "codebook", "trunk", "trace", "partial")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
-class UserError(Exception):
-    """A mistake the user can mend; its text is one line: the key, its value, what is allowed."""
-
-
-def _refuse(key: str, value: Any, allowed: str) -> UserError:
-    return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
-
-
-def _number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
-    """A finite number in [low, high] and > above; `whole` asks for an int."""
-    words = ["a whole number" if whole else "a number"]
-    if math.isfinite(low):
-        words.append(f"from {low} to {high}" if math.isfinite(high) else f">= {low}")
-    if math.isfinite(above):
-        words.append(f"> {above}")
-
-    def check(key: str, value: Any, stages: Path) -> float | int:
-        right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not (right_type and math.isfinite(value) and low <= value <= high and value > above):
-            raise _refuse(key, value, " ".join(words))
-        return int(value) if whole else float(value)
-
-    return check
-
-
-_count = partial(_number, whole=True)
-
-
-def _one_of(*allowed: str) -> Check:
-    def check(key: str, value: Any, stages: Path) -> str:
-        if value not in allowed:
-            raise _refuse(key, value, ", ".join(allowed))
-        return value
-
-    return check
-
-
-def _module_of(folder: str, *others: str) -> Check:
-    """The name of a module in stages/<folder>, with hyphens or underscores, that is none of `others`."""
-
-    def check(key: str, value: Any, stages: Path) -> str:
-        found = {path.stem for path in (stages / folder).glob("*.py")} - {"__init__", "__main__", *others}
-        if not isinstance(value, str) or value.replace("-", "_") not in found:
-            raise _refuse(key, value, ", ".join(sorted(found)) or f"nothing: no module in stages/{folder}")
-        return value
-
-    return check
-
-
-def _key(check: Check, **default: Any) -> Any:
-    """A dataclass field that is read from params.yaml through `check`."""
-    return field(metadata={"check": check}, **default)
-
-
 @dataclass(frozen=True)
 class Key:
     """Which positions' hidden states are averaged into the key φ(x) (§2)."""
 
-    span: str = _key(_one_of(*SPANS))
+    span: str = entry(one_of(*SPANS))
 
 
 @dataclass(frozen=True)
 class Radius:
     """How far an edit reaches (§2); balanced: alpha · d⁺ + (1 - alpha) · d⁻."""
 
-    strategy: str = _key(_one_of(*STRATEGIES))
-    alpha: float = _key(_number(0, 1))
-    epsilon: float = _key(_number(above=0))
-    distance: str = _key(_one_of(*DISTANCES))
-    positives: int = _key(_count(1, 3))
-    negative: str = _key(_one_of(*NEGATIVES))
+    strategy: str = entry(one_of(*STRATEGIES))
+    alpha: float = entry(number(0, 1))
+    epsilon: float = entry(number(above=0))
+    distance: str = entry(one_of(*DISTANCES))
+    positives: int = entry(count(1, 3))
+    negative: str = entry(one_of(*NEGATIVES))
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The paired bootstrap over edits: number of resamples and the level of the interval (§3)."""
 
-    resamples: int = _key(_count(1))
-    level: float = _key(_number(0.5, 0.999))
+    resamples: int = entry(count(1))
+    level: float = entry(number(0.5, 0.999))
 
 
 @dataclass(frozen=True)
 class Sight:
     """The one tuning of the vision tower that the embedded backbones share (§5)."""
 
-    views: int = _key(_count(1))
-    steps: int = _key(_count(1))
-    batch: int = _key(_count(2))
-    lr: float = _key(_number(above=0))
+    views: int = entry(count(1))
+    steps: int = entry(count(1))
+    batch: int = entry(count(2))
+    lr: float = entry(number(above=0))
 
 
 @dataclass(frozen=True)
 class Train:
     """One training of a backbone's connector and low-rank adapter (§5)."""
 
-    steps: int = _key(_count(1))
-    batch: int = _key(_count(1))
-    texts: int = _key(_count(0))
-    lr: float = _key(_number(above=0))
-    lora_rank: int = _key(_count(1))
-    feature_noise: float = _key(_number(0))
-    warmup: float = _key(_number(0, 1))
+    steps: int = entry(count(1))
+    batch: int = entry(count(1))
+    texts: int = entry(count(0))
+    lr: float = entry(number(above=0))
+    lora_rank: int = entry(count(1))
+    feature_noise: float = entry(number(0))
+    warmup: float = entry(number(0, 1))
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A vision-language model. `layer` counts decoder layers from 0; opening the model checks its bound."""
+class Accuracy:
+    """How much each backbone is asked when it is measured on what it sees and knows."""
+
+    evaluated: int = entry(count(1))
+    texts_evaluated: int = entry(count(1))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A vision-language model built from parts. `layer` counts decoder layers from 0; opening the model checks its bound."""
 
     name: str
-    family: str = _key(_module_of("backbone/families"))
-    layer: int = _key(_count(0))
-    evaluated: int = _key(_count(1))
-    texts_evaluated: int = _key(_count(1))
-    train: Train = _key(lambda key, value, stages: _read(Train, key, value, stages))
+    family: str = entry(module_of("backbone/families"))
+    layer: int = entry(count(0))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A vision-language model of the hub or in a folder; without a `layer` the architecture's own is edited (§2)."""
+
+    name: str
+    checkpoint: str = entry(text)
+    revision: str = entry(text, default="main")
+    dtype: str = entry(one_of(*DTYPES), default="bfloat16")
+    device_map: str = entry(one_of(*DEVICE_MAPS), default="auto")
+    quantization: str = entry(one_of(*QUANTIZATIONS), default="none")
+    template: str | None = entry(template_text, default=None)
+    layer: int | None = entry(count(0), default=None)
+
+
+Backbone = Embedded | Checkpoint
 
 
 @dataclass(frozen=True)
@@ -159,15 +142,15 @@ class Dataset:
     """A set of edits: edits in each split, then probes of each locality kind for each edit (§4)."""
 
     name: str
-    source: str = _key(_module_of("okedit/sources"))
-    test: int = _key(_count(1))
-    dev: int = _key(_count(0))
-    train: int = _key(_count(0))
-    near: int = _key(_count(0))
-    far: int = _key(_count(0))
-    other_question: int = _key(_count(0))
-    unrelated: int = _key(_count(0))
-    text_only: int = _key(_count(0))
+    source: str = entry(module_of("okedit/sources"))
+    test: int = entry(count(1))
+    dev: int = entry(count(0))
+    train: int = entry(count(0))
+    near: int = entry(count(0))
+    far: int = entry(count(0))
+    other_question: int = entry(count(0))
+    unrelated: int = entry(count(0))
+    text_only: int = entry(count(0))
 
 
 @dataclass(frozen=True)
@@ -180,13 +163,13 @@ class Method:
     name: str
     key: Key
     radius: Radius
-    editor: str = _key(_module_of("editing", *NOT_EDITORS))
-    router: str = _key(_one_of(*ROUTERS))
-    lr: float = _key(_number(above=0), default=1e-3)
-    steps: int = _key(_count(1), default=50)
-    margin: float = _key(_number(0), default=0.1)
-    loss: float = _key(_number(above=0), default=1e-2)
-    replace: str = _key(_one_of(*POSITIONS), default="all")
+    editor: str = entry(module_of("editing", *NOT_EDITORS))
+    router: str = entry(one_of(*ROUTERS))
+    lr: float = entry(number(above=0), default=1e-3)
+    steps: int = entry(count(1), default=50)
+    margin: float = entry(number(0), default=0.1)
+    loss: float = entry(number(above=0), default=1e-2)
+    replace: str = entry(one_of(*POSITIONS), default="all")
 
 
 @dataclass(frozen=True)
@@ -199,6 +182,8 @@ class Params:
     radius: Radius
     metrics: Metrics
     sight: Sight
+    training: Mapping[str, Train]
+    accuracy: Accuracy
     backbones: Mapping[str, Backbone]
     datasets: Mapping[str, Dataset]
     methods: Mapping[str, Method]
@@ -206,6 +191,9 @@ class Params:
 
     def backbone(self, name: str) -> Backbone:
         return _pick("backbone", self.backbones, name)
+
+    def trained(self, name: str) -> Train:
+        return _pick("training", self.training, name)
 
     def dataset(self, name: str) -> Dataset:
         return _pick("dataset", self.datasets, name)
@@ -218,28 +206,40 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     """Read and validate the whole file; any fault is a UserError. Modules are looked up under `stages`."""
     raw = _parse(Path(path))
     names = [f.name for f in fields(Params)]
-    _expect("", raw, names, names)
-    key = _read(Key, "key", raw["key"], stages)
-    radius = _read(Radius, "radius", raw["radius"], stages)
+    expect("", raw, names, names)
+    key = read_section(Key, "key", raw["key"], stages)
+    radius = read_section(Radius, "radius", raw["radius"], stages)
 
     def method(at: str, value: Any, name: str) -> Method:
-        own = _mapping(at, value)
-        own_key = _read(Key, f"{at}.key", own.get("key", {}), stages, base=key)
-        own_radius = _read(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
-        return _read(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
+        own = mapping(at, value)
+        own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
+        own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
+        return read_section(Method, at, own, stages, name=name, key=own_key, radius=own_radius)
+
+    def backbone(at: str, value: Any, name: str) -> Backbone:
+        if "checkpoint" in mapping(at, value):
+            return read_section(Checkpoint, at, value, stages, name=name)
+        if "family" not in value:
+            raise UserError(f"{at}: needed: family (embedded: and layer) or checkpoint (a real one)")
+        return read_section(Embedded, at, value, stages, name=name)
+
+    def train(at: str, value: Any, name: str) -> Train:
+        return read_section(Train, at, value, stages)
 
     def seed(at: str, value: Any, name: str = "") -> int:
-        return _count(0, 2**32 - 1)(at, value, stages)
+        return count(0, 2**32 - 1)(at, value, stages)
 
     return Params(
         seed=seed("seed", raw["seed"]),
-        threads=_count(1, 1024)("threads", raw["threads"], stages),
+        threads=count(1, 1024)("threads", raw["threads"], stages),
         key=key,
         radius=radius,
-        metrics=_read(Metrics, "metrics", raw["metrics"], stages),
-        sight=_read(Sight, "sight", raw["sight"], stages),
-        backbones=_axis("backbones", raw, partial(_read, Backbone, stages=stages)),
-        datasets=_axis("datasets", raw, partial(_read, Dataset, stages=stages)),
+        metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
+        sight=read_section(Sight, "sight", raw["sight"], stages),
+        training=_axis("training", raw, train),
+        accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
+        backbones=_axis("backbones", raw, backbone),
+        datasets=_axis("datasets", raw, partial(read_section, Dataset, stages=stages)),
         methods=_axis("methods", raw, method),
         seeds=_axis("seeds", raw, seed),
     )
@@ -247,7 +247,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
 
 def _parse(path: Path) -> Mapping[str, Any]:
     try:
-        return _mapping(str(path), YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
+        return mapping(str(path), YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except YAMLError as error:
@@ -256,49 +256,23 @@ def _parse(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: not valid YAML: {where}") from error
 
 
-def _mapping(at: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise _refuse(at, value, "a section of `key: value` lines")
-    return value
-
-
-def _expect(at: str, section: Mapping[str, Any], allowed: list[str], needed: list[str]) -> None:
-    for name in section:
-        if name not in allowed:
-            raise UserError(f"{at}{name}: {section[name]!r}: unknown key; allowed: {', '.join(allowed)}")
-    for name in needed:
-        if name not in section:
-            raise UserError(f"{at}{name}: missing; needed: {', '.join(needed)}")
-
-
-def _read(cls: type[T], at: str, value: Any, stages: Path, *, base: T | None = None, **given: Any) -> T:
-    """Read the section `value` into `cls`; what it leaves out comes from `base` or the field's default."""
-    section = _mapping(at, value)
-    checked = {f.name: f for f in fields(cls) if "check" in f.metadata}
-    needed = [name for name, f in checked.items() if base is None and f.default is MISSING]
-    _expect(f"{at}.", section, [f.name for f in fields(cls) if f.name != "name"], needed)
-    present = [f for name, f in checked.items() if name in section]
-    read = {f.name: f.metadata["check"](f"{at}.{f.name}", section[f.name], stages) for f in present}
-    return replace(base, **read) if base is not None else cls(**given, **read)
-
-
 def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str, T]:
     """One entry a name. Names become parts of file names such as <dataset>-<backbone>-<method>.parquet, so
     only a backbone, in the middle, may have a hyphen: every file name then has one reading."""
-    section = _mapping(axis, raw[axis])
-    hyphen = "-" if axis == "backbones" else ""
+    section = mapping(axis, raw[axis])
+    hyphen = "-" if axis in ("backbones", "training") else ""
     for name in section:
         if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]*", str(name)):
             allowed = "lower-case letters, digits, _" + (" and -" if hyphen else "")
-            raise _refuse(f"{axis}: the name", name, allowed)
+            raise refuse(f"{axis}: the name", name, allowed)
     if not section:
-        raise _refuse(axis, {}, "at least one entry")
+        raise refuse(axis, {}, "at least one entry")
     return {str(name): read(f"{axis}.{name}", value, name=str(name)) for name, value in section.items()}
 
 
 def _pick(kind: str, axis: Mapping[str, T], name: str) -> T:
     if name not in axis:
-        raise _refuse(kind, name, ", ".join(axis))
+        raise refuse(kind, name, ", ".join(axis))
     return axis[name]
 
 

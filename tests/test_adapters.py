@@ -198,13 +198,14 @@ def test_padded_trunk_and_tail_give_the_full_forwards_logits(real: Backbone) -> 
     trunk = real.prefill(real.prompts(QUERIES))
     hidden, _, final = real.extend(trunk, torch.tensor(answers))
     logits = real.head(final)
-    mask = torch.cat([trunk.prompts.mask, torch.ones(3, 3, dtype=torch.bool)], 1)
+    told = 1 + len(answers[0])
+    mask = torch.cat([trunk.prompts.mask, torch.ones(3, told - 1, dtype=torch.bool)], 1)
     with torch.no_grad():
-        tail = real.head(real.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 4))
+        tail = real.head(real.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, told))
     for i, query in enumerate(QUERIES):
         model, inputs, _ = own_inputs(real, query, answers[i])
         with torch.no_grad():
-            expected = model(**inputs).logits[0, -4:]
+            expected = model(**inputs).logits[0, -told:]
         torch.testing.assert_close(logits[i], expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(tail[i], expected, atol=1e-5, rtol=1e-4)
 

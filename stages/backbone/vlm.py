@@ -7,8 +7,6 @@ every answer starts in one column.
 
 import contextlib
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
-import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
+from stages.backbone import checkpoints
 from stages.backbone.adapters import adapt
 from stages.backbone.adapters.base import Adapter, Shown
 from stages.params import UserError
 
-PROMPT = "prompt.json"  # how the embedded checkpoint is asked: what of its adapter's prompt differs
 SPANS = ("prompt", "question", "image", "last")
 
 
@@ -87,15 +84,14 @@ class Backbone:
         self._shown: dict[tuple[str, str], Shown] = {}
 
     @classmethod
-    def open(cls, folder: Path, layer: int) -> "Backbone":
-        """Load an assembled checkpoint folder in float32."""
-        if not (folder / "config.json").exists():
-            raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompt = json.loads((folder / PROMPT).read_text())
-        return cls(model, tokenizer, layer, f"{digest[:16]}-{layer}", adapt(model, tokenizer, prompt=prompt))
+    def open(cls, folder: Path, layer: int | None) -> "Backbone":
+        """Open what the `backbone` stage left in `folder`: weights, or the pointer to a checkpoint. Without a `layer`, the
+        adapter's own is edited.
+        """
+        loaded = checkpoints.load(folder, layer)
+        adapter = adapt(loaded.model, loaded.tokenizer, loaded.process, loaded.prompt)
+        layer = adapter.last_layer(loaded.model.config) if layer is None else layer
+        return cls(loaded.model, loaded.tokenizer, layer, f"{loaded.digest[:16]}-{layer}", adapter)
 
     # -- devices ------------------------------------------------------------------------------------------------------------
 
@@ -138,26 +134,29 @@ class Backbone:
         return [key and self._shown[key] for key in keys]
 
     def prompts(self, queries: Sequence[Query]) -> Prompts:
-        """Embed a batch of queries; the picture's tokens stand where the template says."""
+        """Embed a batch of queries; the picture's tokens stand where the template says, the question in one piece with its
+        surroundings, as the model met it in training.
+        """
         head, tail = self.adapter.template.split("{question}")
         shown = self.show(queries)
-        parts = []
+        told = []
         for query, picture in zip(queries, shown, strict=True):
             before, after = self.adapter.marks
             image = before + self.adapter.image_token * len(picture.features) + after if picture else ""
-            texts = (head.replace("{image}", image), query.question, tail)
-            parts.append([self.tokenizer(text, add_special_tokens=False).input_ids for text in texts])
-        length = max(sum(map(len, part)) for part in parts)
-        ids = torch.full((len(parts), length), self.end)
-        spans = {name: torch.zeros(len(parts), length, dtype=torch.bool) for name in SPANS}
-        for row, (before, asked, after) in enumerate(parts):
-            start = length - len(before) - len(asked) - len(after)
-            ids[row, start:] = torch.tensor(before + asked + after)
+            begin = head.replace("{image}", image)
+            text = begin + query.question + tail.replace("{image}", image)
+            tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            told.append((tokens.input_ids, tokens.offset_mapping, len(begin), len(begin) + len(query.question)))
+        length = max(len(ids) for ids, *_ in told)
+        ids = torch.full((len(told), length), self.end)
+        spans = {name: torch.zeros(len(told), length, dtype=torch.bool) for name in SPANS}
+        for row, (tokens, places, begin, end) in enumerate(told):
+            start = length - len(tokens)
+            ids[row, start:] = torch.tensor(tokens)
             spans["prompt"][row, start:] = True
-            question = start + len(before)
-            spans["question"][row, question : question + len(asked)] = True
+            spans["question"][row, start:] = torch.tensor([first < end and last > begin for first, last in places])
             spans["last"][row, -1] = True
-        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"]
+        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"] & ~spans["question"]
         positions = self.adapter.positions(ids, spans["prompt"], [picture and picture.grid for picture in shown])
         embeds = self.adapter.embed(ids)
         if spans["image"].any():
@@ -167,7 +166,7 @@ class Backbone:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer with its end token."""
-        return [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.end]
+        return [*self.tokenizer(self.adapter.lead + answer, add_special_tokens=False).input_ids, self.end]
 
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 

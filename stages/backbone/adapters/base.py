@@ -6,11 +6,13 @@ tokens one for one, causal attention and one position a token. An architecture o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoImageProcessor, PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,25 @@ class Shown:
 class Adapter:
     """One loaded model seen through its architecture.
 
-    `template` holds `{image}` and `{question}`. `marks` stand before and after a picture's placeholder tokens, and only
-    where there is one. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder layer.
-    `reads_question` says whether image features depend on the question.
+    `template` holds `{image}` and `{question}`, and `{bos}` where the tokenizer's first token stands. `marks` stand before and
+    after a picture's placeholder tokens, and only where there is one. `lead` stands before an answer: a space where the
+    tokenizer makes none. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder
+    layer: the last layer where none is asked for. `reads_question` says whether image features depend on the question.
     """
 
-    template = "USER: {image}{question} ASSISTANT:"
+    template = "{bos}USER: {image}{question} ASSISTANT:"
     marks = ("", "\n")
+    lead = ""
     end: str | None = None
     linear = "mlp.up_proj"
     reads_question = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):
-        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks` or `end`."""
+        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks`, `lead` or `end`."""
         self.model, self.tokenizer, self.process = model, tokenizer, process
         for name, value in (prompt or {}).items():
             setattr(self, name, value)
+        self.template = self.template.replace("{bos}", tokenizer.bos_token or "")
         self.end = self.end or tokenizer.eos_token
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)
 
@@ -62,6 +67,16 @@ class Adapter:
     def embed(self) -> nn.Module:
         """Token ids to embeddings."""
         return self.decoder.get_input_embeddings()
+
+    @staticmethod
+    def last_layer(config: PretrainedConfig) -> int:
+        """The decoder layer that is edited where none is asked for: the last (design §2)."""
+        return config.get_text_config().num_hidden_layers - 1
+
+    @staticmethod
+    def processor(folder: Path) -> Any:
+        """What makes pixel inputs of a picture, from a checkpoint's folder; by PIL, so that nothing depends on torchvision."""
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
         """What `get_image_features` takes for one picture."""
@@ -101,5 +116,5 @@ class Adapter:
         seen = self.order(length, prompt) & ((branch[None, :] == branch[:, None]) | (branch[None, :] == 0))
         # a padded position sees itself, or its softmax would be over nothing
         seen = (seen.to(mask.device) & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
-        dtype = self.model.dtype
+        dtype = self.embed.weight.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
