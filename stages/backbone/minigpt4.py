@@ -2,9 +2,10 @@
 
     python -m stages.backbone.minigpt4 --blip2 FOLDER --vicuna FOLDER --projection prerained_minigpt4_7b.pth --out FOLDER
 
-MiniGPT-4 is the vision tower, query tokens and Q-Former of BLIP-2 FLAN-T5-XXL, a Vicuna, and one linear map between them, which is
-all its checkpoint holds (`llama_proj` under `model`). Every weight is checked by name and shape. The result is an ordinary
-checkpoint folder; making it takes about as much memory as Vicuna's weights (14 GB for 7B: an estimate).
+MiniGPT-4 is the vision tower, query tokens and Q-Former of BLIP-2 FLAN-T5-XXL, a Vicuna, and one linear map between them, which
+is all that its checkpoint holds (`llama_proj` under `model`). Every weight is checked by name and shape. The result is a usual
+checkpoint folder; making it takes about as much memory as it has weights (18 GB with Vicuna-7B in float16: estimated, not
+measured).
 """
 
 import argparse
@@ -24,8 +25,8 @@ from stages.params import UserError, run
 SEEING = ("vision_model.", "qformer.", "query_tokens")  # of BLIP-2; its T5 and its own projection are left
 BUFFERS = ("rotary_emb.inv_freq", "position_ids")  # saved by older versions of the library, computed by today's
 PROJECTION = {"llama_proj.weight": "language_projection.weight", "llama_proj.bias": "language_projection.bias"}
-# Vicuna's unknown token marks the picture's place: its tokenizer spells unknown characters in bytes, so no text has it. Answers were
-# trained to end in "###", which after a word is the tokens "##" and "#": the first of them ends an answer.
+# Vicuna's unknown token marks the picture's place: its tokenizer spells unknown characters in bytes, so no text has it. Answers
+# were trained to end in "###", which after a word is the tokens "##" and "#": the first of them ends an answer.
 PROMPT_OF = {
     "template": "{bos}###Human: {image}{question} ###Assistant: ",
     "marks": ["<Img>", "</Img> "],
