@@ -61,6 +61,15 @@ def test_the_committed_file_is_read_into_types(stages):
     assert params.seeds == {"s0": 0}
 
 
+def test_a_checkpoint_needs_its_name_alone(stages):
+    real = load_with(stages, "backbones", "real", value={"checkpoint": "owner/name"}).backbone("real")
+    assert (real.revision, real.dtype, real.device_map, real.quantization) == ("main", "bfloat16", "auto", "none")
+    assert (real.template, real.layer) == (None, None)
+    raw = {"checkpoint": "/models/x", "template": "Q: {question} {image} A:", "layer": 3}
+    real = load_with(stages, "backbones", "real", value=raw).backbone("real")
+    assert (real.template, real.layer) == (raw["template"], 3)
+
+
 def test_a_method_overrides_only_the_entries_it_has(stages):
     params = load_text(TEXT.replace("distance: euclidean", "distance: cosine"), stages)
     grace, balancedit = params.method("grace"), params.method("balancedit")
@@ -94,7 +103,15 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("metrics", "level"), 95, ("metrics.level", "95", "from 0.5 to 0.999")),
         (("backbones", "llava-smollm2", "layer"), -1, ("backbones.llava-smollm2.layer", "-1", ">= 0")),
         (("backbones", "llava-smollm2", "family"), "opt", ("family", "'opt'", "llava_smollm2")),
-        (("backbones", "llava-smollm2", "train", "lr"), "fast", ("train.lr", "'fast'", "a number > 0")),
+        (("backbones", "llava-smollm2"), {"layer": 2}, ("backbones.llava-smollm2", "family", "checkpoint")),
+        (("backbones", "real"), {"checkpoint": 7}, ("backbones.real.checkpoint", "7", "a text")),
+        (("backbones", "real"), {"checkpoint": "a/b", "revision": 123}, ("backbones.real.revision", "123", "a text")),
+        (("backbones", "real"), {"checkpoint": "a/b", "dtype": "int8"}, ("real.dtype", "'int8'", "float32, bfloat16, float16")),
+        (("backbones", "real"), {"checkpoint": "a/b", "device_map": "gpu"}, ("real.device_map", "'gpu'", "auto, cpu, cuda")),
+        (("backbones", "real"), {"checkpoint": "a/b", "quantization": "4bit"}, ("quantization", "'4bit'", "none, 8bit")),
+        (("backbones", "real"), {"checkpoint": "a/b", "template": "{image}?"}, ("real.template", "'{image}?'", "{question}")),
+        (("backbones", "real"), {"checkpoint": "a/b", "family": "x"}, ("real.family", "'x'", "checkpoint, revision, dtype")),
+        (("training", "llava-smollm2", "lr"), "fast", ("training.llava-smollm2.lr", "'fast'", "a number > 0")),
         (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
         (("datasets",), {}, ("datasets", "{}", "at least one")),

@@ -1,13 +1,17 @@
-"""The model card of an embedded backbone: parts, licences, training data, what was measured, limits."""
+"""The model card of a backbone: parts, licences, training data, what was measured, limits."""
+
+from dataclasses import asdict
 
 import pandas as pd
 
+from stages.assets.knowledge import Knowledge
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.params import Sight, Train
+from stages.params import Checkpoint, Params
 
 CARD = """# Model card: {name}
 
-{what}
+A vision-language model put together from small pretrained parts by `stages/backbone/families/` (`{family}`), in Hugging Face's
+format.
 
 ## Parts
 
@@ -40,16 +44,34 @@ editing where no large checkpoint can be had, not to be used.
 """
 
 
-def card(name: str, what: str, sight: Sight, train: Train, concepts: int, facts: int, accuracy: pd.DataFrame) -> str:
-    """Markdown; `what` says in a line what the model is, `accuracy` is an `accuracy_table` with its text-only rows."""
+POINTER = """# Model card: {name}
+
+The checkpoint `{checkpoint}`, revision `{revision}`, loaded in {dtype} (quantization: {quantization}). Parts, training data, licence
+and limits are its authors' to say.
+
+## Measured
+
+Greedy decoding; exact match on drawings of this study's concepts, and on text-only questions whether the answer contains an
+accepted one.
+
+{accuracy}
+"""
+
+
+def card(params: Params, name: str, facts: Knowledge, accuracy: pd.DataFrame) -> str:
+    """Markdown; `accuracy` is an `accuracy_table` with its text-only rows."""
     groups = accuracy.groupby(["backbone", "task", "split"], sort=False)["accuracy"].mean()
     lines = ["| model | task | pictures | accuracy |", "| --- | --- | --- | --- |"]
     for (backbone, task, split), value in groups.items():
-        lines.append(
-            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} vendors'} | {value:.3f} |"
-        )
+        shown = "none" if split == "text" else f"{split} vendors"
+        lines.append(f"| {backbone} | {task.replace('_', '-')} | {shown} | {value:.3f} |")
+    told, settings = "\n".join(lines), params.backbone(name)
+    if isinstance(settings, Checkpoint):
+        return POINTER.format(**asdict(settings), accuracy=told)
+    sight, train = params.sight, params.trained(name)
     return CARD.format(
-        name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
+        name=name, family=settings.family, concepts=len(facts.concepts),
+        facts=sum(len(r.facts) for r in facts.relations.values() if r.relation != "name"), seen=", ".join(SEEN_VENDORS),
         held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
-        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy="\n".join(lines),
+        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy=told,
     )  # fmt: skip
