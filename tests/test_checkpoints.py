@@ -143,6 +143,8 @@ def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch:
     assemble(few, "real")
     table = pd.read_csv(tmp_path / "reports/backbones/real.csv")
     assert (tmp_path / "data/backbones/real/checkpoint.json").exists()
+    card = (tmp_path / "reports/backbones/real.md").read_text()
+    assert str(saved) in card and "decoder layer 3" in card and "| real | naming | seen vendors |" in card
     assert set(table["task"]) == {"naming", "facts", "text_only"} and len(table) == 15
     assert table["accuracy"].between(0, 1).all() and (table["n"] == 2).all()
 

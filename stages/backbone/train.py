@@ -97,7 +97,7 @@ def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, shown: int) ->
 
 def loss_of(adapter: Adapter, connect: Connect, batch: Packed) -> torch.Tensor:
     """Summed cross-entropy of the answers' tokens; the language head runs on those positions only."""
-    embeds = adapter.embed(batch.ids)
+    embeds = adapter.embed(batch.ids).float()  # the residual stream stays in float32
     if batch.images is not None:
         shown = connect(adapter.model, batch.images).to(embeds.dtype)
         embeds = embeds.masked_scatter((batch.ids == adapter.image_id)[..., None], shown)
@@ -132,8 +132,10 @@ def train(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = adapter.model.requires_grad_(False)
-    peft = get_peft_model(model, adapter_config(rank))
     connector = {name: p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(family.CONNECTOR)}
+    for parameter in adapter.decoder.parameters():  # frozen, and multiplied in bfloat16: converted once, not in every step
+        parameter.data = parameter.data.bfloat16()
+    peft = get_peft_model(model, adapter_config(rank))
     trained = [p for p in peft.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
