@@ -22,7 +22,7 @@ import torch
 from stages.assets import knowledge
 from stages.backbone import corpus, sight, train, views
 from stages.backbone.adapters import adapt
-from stages.backbone.card import card
+from stages.backbone.card import card, checkpoint_card
 from stages.backbone.checkpoints import PROMPT as PROMPT_FILE
 from stages.backbone.checkpoints import point
 from stages.backbone.evaluate import accuracy_table, text_row
@@ -108,25 +108,30 @@ def checkpoint_path(params: Params, name: str) -> Path:
 
 
 def assemble(params: Params, name: str) -> None:
-    """Leave in data/backbones/<name> what `Backbone.open` opens, and measure what it sees and knows."""
-    settings, folder = params.backbone(name), Path("data/backbones") / name
+    """Leave in data/backbones/<name> what `Backbone.open` opens, measure what it sees and knows, and write its card."""
+    settings, facts, folder = params.backbone(name), knowledge.load(), Path("data/backbones") / name
     seed = derive_seed(params.seed, "evaluate", name)
     asked = corpus.text_sample(ASSETS, params.accuracy.texts_evaluated, seed)
-    rows = []
-    if isinstance(settings, Checkpoint):
+    real = isinstance(settings, Checkpoint)
+    if real:
         shutil.rmtree(folder, ignore_errors=True)
         pointer = point(settings, folder)
-        made_from = f"{pointer.checkpoint} at {pointer.revision or 'this state of the folder'}"
-    else:
-        rows, made_from = [build(params, name, folder, asked)], WEIGHTS / f"{name}.safetensors"
+    rows = [] if real else [build(params, name, folder, asked)]
     backbone = Backbone.open(folder, settings.layer)
-    rows.append(accuracy_table(backbone, name, knowledge.load(), ASSETS / "emoji", params.accuracy.evaluated, seed))
+    rows.append(accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed))
     table = pd.concat([*rows, text_row(backbone, name, *asked)])
     report = Path("reports/backbones") / f"{name}.csv"
     report.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(report, index=False, lineterminator="\n")
+    if real:
+        text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
+    else:
+        told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
+        what = (family(params, name).__doc__ or "").split("\n")[0]
+        text = card(name, what, params.sight, params.trained(name), len(facts.concepts), told, table)
     with write_atomically(report.with_suffix(".md")) as temporary:
-        temporary.write_text(card(params, name, knowledge.load(), table))
+        temporary.write_text(text)
+    made_from = settings.checkpoint if real else WEIGHTS / f"{name}.safetensors"
     print(f"[backbone] {made_from} -> {folder}; {len(table)} accuracies -> {report}")
 
 

@@ -1,17 +1,16 @@
-"""The model card of a backbone: parts, licences, training data, what was measured, limits."""
+"""The card of a backbone: what it is made of, licences, training data, what was measured, limits."""
 
-from dataclasses import asdict
+import json
 
 import pandas as pd
 
-from stages.assets.knowledge import Knowledge
+from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.params import Checkpoint, Params
+from stages.params import Sight, Train
 
 CARD = """# Model card: {name}
 
-A vision-language model put together from small pretrained parts by `stages/backbone/families/` (`{family}`), in Hugging Face's
-format.
+{what}
 
 ## Parts
 
@@ -44,34 +43,49 @@ editing where no large checkpoint can be had, not to be used.
 """
 
 
-POINTER = """# Model card: {name}
+def card(name: str, what: str, sight: Sight, train: Train, concepts: int, facts: int, accuracy: pd.DataFrame) -> str:
+    """Markdown; `what` says in a line what the model is, `accuracy` is an `accuracy_table` with its text-only rows."""
+    return CARD.format(
+        name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
+        held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
+        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy=accuracy_lines(accuracy),
+    )  # fmt: skip
 
-The checkpoint `{checkpoint}`, revision `{revision}`, loaded in {dtype} (quantization: {quantization}). Parts, training data, licence
-and limits are its authors' to say.
+
+CHECKPOINT_CARD = """# Model card: {name}
+
+| | |
+| --- | --- |
+| checkpoint | {checkpoint} |
+| commit | {revision} |
+| loaded as | {dtype}, quantization {quantization} |
+| edited | decoder layer {layer} |
+| prompt | `{prompt}` |
+
+Its licence, training data and limits are its publisher's to state. Whether it has met these drawings in training is unknown.
 
 ## Measured
 
-Greedy decoding; exact match on drawings of this study's concepts, and on text-only questions whether the answer contains an
-accepted one.
+Greedy decoding; exact match in lower case with a picture, and on text-only questions whether the answer contains an accepted one.
 
 {accuracy}
 """
 
 
-def card(params: Params, name: str, facts: Knowledge, accuracy: pd.DataFrame) -> str:
-    """Markdown; `accuracy` is an `accuracy_table` with its text-only rows."""
+def checkpoint_card(name: str, pointer: Pointer, layer: int, template: str, accuracy: pd.DataFrame) -> str:
+    """Markdown; what is known here of a real checkpoint."""
+    return CHECKPOINT_CARD.format(
+        name=name, checkpoint=pointer.checkpoint, revision=pointer.revision or "none, a folder", dtype=pointer.dtype,
+        quantization=pointer.quantization, layer=layer, prompt=json.dumps(template)[1:-1], accuracy=accuracy_lines(accuracy),
+    )  # fmt: skip
+
+
+def accuracy_lines(accuracy: pd.DataFrame) -> str:
+    """An `accuracy_table` as a Markdown table, averaged over vendors."""
     groups = accuracy.groupby(["backbone", "task", "split"], sort=False)["accuracy"].mean()
     lines = ["| model | task | pictures | accuracy |", "| --- | --- | --- | --- |"]
     for (backbone, task, split), value in groups.items():
-        shown = "none" if split == "text" else f"{split} vendors"
-        lines.append(f"| {backbone} | {task.replace('_', '-')} | {shown} | {value:.3f} |")
-    told, settings = "\n".join(lines), params.backbone(name)
-    if isinstance(settings, Checkpoint):
-        return POINTER.format(**asdict(settings), accuracy=told)
-    sight, train = params.sight, params.trained(name)
-    return CARD.format(
-        name=name, family=settings.family, concepts=len(facts.concepts),
-        facts=sum(len(r.facts) for r in facts.relations.values() if r.relation != "name"), seen=", ".join(SEEN_VENDORS),
-        held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
-        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy=told,
-    )  # fmt: skip
+        lines.append(
+            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} vendors'} | {value:.3f} |"
+        )
+    return "\n".join(lines)

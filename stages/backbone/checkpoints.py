@@ -169,13 +169,13 @@ def check(settings: Checkpoint | Pointer, folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"checkpoint: {name!r}: transformers cannot read its config.json: {error}") from None
+        raise UserError(f"checkpoint: {name!r}: transformers cannot read its config.json: {first_line(error)}") from None
     adapter = architecture(config)
     for part, read in (("tokenizer", AutoTokenizer.from_pretrained), ("image processor", adapter.processor)):
         try:
             read(folder)
         except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"checkpoint: {name!r} holds no {part} that transformers can read: {error}") from None
+            raise UserError(f"checkpoint: {name!r} holds no {part} that transformers can read: {first_line(error)}") from None
     token = getattr(config, "image_token_id", None)
     if token is None or AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(token) is None:
         raise UserError(f"checkpoint: {name!r} has no image token that config and tokenizer agree on; take a later revision")
@@ -186,6 +186,11 @@ def check(settings: Checkpoint | Pointer, folder: Path) -> None:
         sizes = f"{needed / 2**30:.1f} GiB as {settings.dtype} (quantization {settings.quantization}), {free / 2**30:.1f} GiB"
         do = "take a larger machine, a shorter dtype, or quantization 8bit"
         raise UserError(f"checkpoint: {name!r} needs about {sizes} of {where} are free; {do}")
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, without the page that may follow."""
+    return str(error).strip().split("\n")[0]
 
 
 def weight_files(folder: Path) -> list[Path]:

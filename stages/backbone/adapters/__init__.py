@@ -20,9 +20,9 @@ def adapt(model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping
 def architecture(config: PretrainedConfig) -> type[Adapter]:
     """The adapter's class of a model with this configuration; UserError where there is none."""
     kind = config.model_type.replace("-", "_")
-    if getattr(config, "text_config", config).is_encoder_decoder:
-        raise UserError(f"architecture: {kind!r} over an encoder-decoder language model has no adapter; allowed: a decoder alone")
     known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
     if kind not in known:
         raise UserError(f"architecture: {kind!r} has no adapter; allowed: {', '.join(known)}")
+    if config.text_config.is_encoder_decoder:
+        raise UserError(f"architecture: {kind!r} over an encoder-decoder language model has no adapter; allowed: a decoder alone")
     return importlib.import_module(f"stages.backbone.adapters.{kind}").Architecture
