@@ -21,13 +21,9 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 @pytest.fixture
 def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
-    modules = ["editing/base", "editing/finetune", "editing/grace", "editing/balancedit", "editing/codebook"]
-    modules += [
-        "editing/__init__",
-        "okedit/sources/embedded",
-        "backbone/families/llava_smollm2",
-        "backbone/families/blip2_smollm2",
-    ]
+    editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
+    modules = [*(f"editing/{editor}" for editor in sorted(editors)), "editing/codebook"]
+    modules += ["editing/__init__", "okedit/sources/embedded", "backbone/families/llava_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,8 +169,8 @@ def test_what_only_a_source_knows_is_read_by_the_source(stages):
 
 
 def test_a_new_editor_is_a_new_file_and_a_missing_folder_allows_nothing(stages, tmp_path):
-    (stages / "editing" / "mend.py").touch()
-    assert load_with(stages, "methods", "ft", "editor", value="mend").method("ft").editor == "mend"
+    (stages / "editing" / "newest.py").touch()
+    assert load_with(stages, "methods", "ft", "editor", value="newest").method("ft").editor == "newest"
     with pytest.raises(UserError, match="no module in stages/"):
         load(tmp_path / "params.yaml", tmp_path / "nowhere")
 
@@ -191,7 +187,7 @@ def test_every_key_of_the_committed_file_has_a_comment():
     lines = TEXT.splitlines()
     listed = set()
     for line in lines:
-        if match := re.match(r"#   ([a-z, ]+):", line):
+        if match := re.match(r"#   ([a-z_, ]+):", line):
             listed.update(match[1].split(", "))
     found = ((i, re.match(r"\s*([a-z0-9_-]+):", line)) for i, line in enumerate(lines))
     keys = [(i, match[1]) for i, match in found if match]
