@@ -17,7 +17,7 @@ PROBES = trace.probes_of(ROW, SAMPLES)
 
 def traced(backbone: Backbone, editor: str) -> list[dict]:
     states = trace.run_trunk(backbone, ROW, PROBES)
-    edit = load_editor(editor)(backbone, trace.request_of(states), EDITORS[editor])
+    edit = load_editor(editor)(backbone, trace.request_of(states, ROW), EDITORS[editor])
     return trace.trace_edit(backbone, ROW, PROBES, states, edit)
 
 
@@ -72,7 +72,7 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:  #
     def answered(backbone: Backbone) -> torch.Tensor:
         states = trace.run_trunk(backbone, ROW, PROBES)
         phi, book = states.phi["prompt"], Codebook()
-        edit = load_editor("balancedit")(backbone, trace.request_of(states), EDITORS["balancedit"])
+        edit = load_editor("balancedit")(backbone, trace.request_of(states, ROW), EDITORS["balancedit"])
         book.add(Entry(phi[0], 1e-3, ROW["target"], edit))
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
@@ -94,7 +94,7 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
     assert states.hidden.dtype == torch.bfloat16
     assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
     for name in sorted(EDITORS) if architecture == "llava" else ["balancedit"]:
-        request = trace.request_of(states)
+        request = trace.request_of(states, ROW)
         before = load_editor(name)(backbone, request, EDITORS[name] | {"steps": 0})
         edit = load_editor(name)(backbone, request, EDITORS[name])
         rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
@@ -105,10 +105,10 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
 def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:  # noqa: F811
     """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
-    request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES))
+    request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES), ROW)
     settings = {"lr": 1e-4, "steps": 1, "margin": 100.0}
     edit = load_editor("balancedit")(backbone, request, settings)
     identity = torch.eye(backbone.edited.in_features)[None]
-    seen = edit.output(identity, request.prompt)[0].T
+    seen = edit.output(identity, identity, request.prompt)[0].T
     changed = (seen - backbone.weight).abs()
     assert changed.max() < 2e-4 and (changed > 5e-5).float().mean() > 0.9

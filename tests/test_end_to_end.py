@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TINY = {"evaluated": 3, "test": 2, "dev": 1, "train": 1, "resamples": 50}
+TINY = {"evaluated": 3, "texts_evaluated": 8, "test": 2, "dev": 1, "train": 1, "resamples": 50}
 ENVIRONMENT = os.environ | {
     "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DVC_NO_ANALYTICS": "1",
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
