@@ -49,13 +49,13 @@ def main() -> None:
     training = {row["edit_id"]: training_probes(row) for row in learnt}
     pictures = decode_shown(queries | training, images)
     backbone = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
+    backbone.add_pictures(pictures)
     weights = fingerprint(backbone)
 
     digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
     seeds = sorted(params.seeds.values())
 
     def states_of(row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
-        backbone.add_pictures({p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None})
         return cached_trunk(backbone, row, probes, digests, CACHE)
 
     code = code_digest(*SHARED, method.editor)

@@ -184,11 +184,11 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     maps = edited_maps(backbone, settings["layers"])
     mend = Mend(maps, settings).to(backbone.model.device)
     mend.load_state_dict(fitted)
-    factors, before = factors_of(backbone, request, maps)
+    factors, _ = factors_of(backbone, request, maps)
     with torch.no_grad():
         added = mend(maps, factors)
         logits = request_logits(backbone, request, Edit(added=added))
     loss = F.cross_entropy(logits, request.target[0]).item()
-    if not math.isfinite(loss) or loss > before:
-        raise FloatingPointError(f"the loss went from {before} to {loss} in one step")
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} after one step")
     return Edit(added=added, steps=1, loss=loss, reached=bool((logits.argmax(-1) == request.target[0]).all()))
