@@ -10,7 +10,7 @@ from PIL import Image
 
 from stages.report import names
 from stages.report.canvas import COLOURS, PAGE, STYLE, Drawing, panels
-from stages.report.html import Pictures, showable
+from stages.report.html import Pictures
 from stages.report.names import need, select
 
 KINDS = ("edit", "text_generality", "image_generality", "near_image", "other_question")
@@ -19,30 +19,36 @@ KINDS = ("edit", "text_generality", "image_generality", "near_image", "other_que
 def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, method: str) -> Drawing:
     """The first test edit that the model knew before and that has a picture to show for every kind in `KINDS`.
 
-    Chosen by what can be shown and what was known, never by how well the edit went.
+    Where there is none, the edit with most pictures to show. Chosen by what can be shown and what was known, never by how well
+    the edit went.
     """
     pictures = Pictures(images)
-    found = select(outcomes, method=method)
-    for edit in showable(edits, pictures, len(edits)).itertuples():
+    found = need(select(outcomes, method=method), method, "an edit")
+    best, best_rank = None, (-1, False)
+    for edit in edits[edits["edit_id"].isin(found["edit_id"])].itertuples():
         own = found[found["edit_id"] == edit.edit_id]
         probes = [probe for kind in KINDS if (probe := _shown(own[own["kind"] == kind], pictures)) is not None]
-        if len(probes) == len(KINDS) and probes[0]["correct_off"]:
-            return _draw(edit, probes, pictures, method)
-    need(found.head(0), method, "an edit that can be shown")
-    raise AssertionError("need() refuses an empty table")
+        rank = sum(pictures.can_show(probe["image_id"]) for probe in probes), bool(probes[0]["correct_off"])
+        if rank > best_rank:
+            best, best_rank = (edit, probes), rank
+    return _draw(*best, pictures, method)
 
 
 def _shown(probes: pd.DataFrame, pictures: Pictures) -> pd.Series | None:
-    """The first probe whose picture may be shown."""
-    allowed = probes[probes["image_id"].map(pictures.can_show)]
-    return None if allowed.empty else allowed.sort_values("probe").iloc[0]
+    """The first probe, of those whose picture may be shown where there are any; None without a probe."""
+    allowed = probes[probes["image_id"].map(pictures.can_show).astype(bool)]
+    chosen = probes if allowed.empty else allowed
+    return None if chosen.empty else chosen.sort_values("probe").iloc[0]
 
 
 def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str) -> Drawing:
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(1, len(probes), PAGE, 2.3)
         for ax, probe in zip(axes[0], probes, strict=True):
-            ax.imshow(np.asarray(Image.open(io.BytesIO(pictures.png(probe["image_id"]))).convert("RGBA")))
+            if pictures.can_show(probe["image_id"]):
+                ax.imshow(np.asarray(Image.open(io.BytesIO(pictures.png(probe["image_id"]))).convert("RGBA")))
+            else:
+                ax.text(0.5, 0.5, "picture not shown", ha="center", va="center", transform=ax.transAxes, fontsize=7)
             ax.set_axis_off()
             ax.set_title(names.KINDS[probe["kind"]], fontweight="bold")
             after = {"target": probe["expected"] or edit.target, "unchanged": probe["answer_off"]}
@@ -57,7 +63,7 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
             ax.text(0.5, -0.46, f"after: {said} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
     caption = (
         f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {edit.answer} to {edit.target}. "
-        "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, the first that the "
-        "unedited model knew and that can be shown). " + names.CREDIT
+        "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, chosen by what the "
+        "unedited model knew and what can be shown). " + names.CREDIT
     )
     return Drawing(figure, caption)
