@@ -17,6 +17,8 @@ from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
 from stages.samples.pools import Drawings, Photos, Pool
 
+DRAWN = ("embedded", "evqa")  # sources whose pictures are the drawings of data/assets
+
 
 def main() -> None:
     if len(sys.argv) != 2:
@@ -26,18 +28,17 @@ def main() -> None:
     dataset = params.dataset(sys.argv[1])
     built = Path("data/okedit") / dataset.name
     rows, facts = read_edits(built, ("dev", "test")), knowledge.load()
-    name, settings = next(iter(params.backbones.items()))
-    backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
     pool: Pool
-    if dataset.source == "embedded":
-        pool = Drawings(facts, Path("data/assets/emoji"), backbone)
+    if dataset.source in DRAWN:
+        pool = Drawings(facts, Path("data/assets"))
     else:
-        pool = Photos(rows, read_images(built / "images.parquet"), backbone)
-    another_question = facts.relations["name"].rephrasings_train[0]
+        name, settings = next(iter(params.backbones.items()))
+        backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
+        pool = Photos(rows, read_images(built / "images.parquet"), backbone, facts.relations["name"].rephrasings_train[0])
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
         others = pool.others(row)
-        found = samples_of(row, others, pool.nearest(row, others), another_question, params.seed)
+        found = samples_of(row, others, pool.nearest(row, others), pool.other_question(row), params.seed)
         samples += found
         noise = noise_picture(row["edit_id"], params.seed)
         pictures[noise.image_id] = noise
