@@ -29,7 +29,7 @@ from stages.okedit.splits import split_of
 from stages.okedit.truth import Truth
 from stages.params import Dataset, UserError
 from stages.samples.generate import samples_of
-from stages.samples.pools import Drawings
+from stages.samples.pools import Drawings, other_question
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",
@@ -305,7 +305,7 @@ def test_an_answer_in_other_words_is_no_error(knowledge: Knowledge, assets: Path
 def test_a_sample_asks_another_question_than_the_edits(corrected, knowledge: Knowledge, assets: Path) -> None:
     pool = Drawings(knowledge, assets)
     for row in map(dataclasses.asdict, corrected[0]):
-        asked = pool.other_question(row)
+        asked = other_question(row, knowledge)
         mine = knowledge.relations[row["relation"]]
         assert asked not in (mine.question, *mine.rephrasings_train, *mine.rephrasings)
         assert (pool.picture(row["image_id"]) is None) == (row["image_id"].count("/") == 2)

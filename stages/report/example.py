@@ -10,14 +10,15 @@ from PIL import Image
 
 from stages.report import names
 from stages.report.canvas import COLOURS, PAGE, STYLE, Drawing, panels
-from stages.report.html import Pictures, showable
+from stages.report.html import Pictures, before_edit, showable
 from stages.report.names import need, select
 
 KINDS = ("edit", "text_generality", "image_generality", "near_image", "other_question")
 
 
 def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, method: str) -> Drawing:
-    """The first test edit that the model knew before and that has a picture to show for every kind in `KINDS`.
+    """The first test edit that has a picture to show for every kind in `KINDS` and whose answer the model knew before, unless the
+    edit is to correct it.
 
     Chosen by what can be shown and what was known, never by how well the edit went.
     """
@@ -26,7 +27,7 @@ def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, m
     for edit in showable(edits, pictures, len(edits)).itertuples():
         own = found[found["edit_id"] == edit.edit_id]
         probes = [probe for kind in KINDS if (probe := _shown(own[own["kind"] == kind], pictures)) is not None]
-        if len(probes) == len(KINDS) and probes[0]["correct_off"]:
+        if len(probes) == len(KINDS) and (probes[0]["correct_off"] or edit.target == edit.answer):
             return _draw(edit, probes, pictures, method)
     need(found.head(0), method, "an edit that can be shown")
     raise AssertionError("need() refuses an empty table")
@@ -56,7 +57,7 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
             colour = COLOURS[0] if wanted else COLOURS[5]
             ax.text(0.5, -0.46, f"after: {said} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
     caption = (
-        f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {edit.answer} to {edit.target}. "
+        f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {before_edit(edit)} to {edit.target}. "
         "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, the first that the "
         "unedited model knew and that can be shown). " + names.CREDIT
     )

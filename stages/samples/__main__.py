@@ -15,7 +15,7 @@ from stages.backbone.vlm import Backbone
 from stages.okedit.schema import IMAGES, read_edits, read_images, write_table
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
-from stages.samples.pools import Drawings, Photos, Pool
+from stages.samples.pools import Drawings, Photos, Pool, other_question
 
 DRAWN = ("embedded", "evqa")  # sources whose pictures are the drawings of data/assets
 
@@ -34,11 +34,11 @@ def main() -> None:
     else:
         name, settings = next(iter(params.backbones.items()))
         backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
-        pool = Photos(rows, read_images(built / "images.parquet"), backbone, facts.relations["name"].rephrasings_train[0])
+        pool = Photos(rows, read_images(built / "images.parquet"), backbone)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
         others = pool.others(row)
-        found = samples_of(row, others, pool.nearest(row, others), pool.other_question(row), params.seed)
+        found = samples_of(row, others, pool.nearest(row, others), other_question(row, facts), params.seed)
         samples += found
         noise = noise_picture(row["edit_id"], params.seed)
         pictures[noise.image_id] = noise

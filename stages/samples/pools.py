@@ -13,6 +13,13 @@ from stages.params import UserError
 Row = Mapping[str, Any]
 
 
+def other_question(row: Row, facts: Knowledge) -> str:
+    """Another question about the edit's picture: what is shown, in words that no probe uses; where the edit asks that, a fact."""
+    if row["relation"] != "name":
+        return facts.relations["name"].rephrasings_train[0]
+    return next(r.question for name, r in facts.relations.items() if name != "name" and row["concept"] in r.facts)
+
+
 class Pool(Protocol):
     """Pictures of other things than the edit's, none of which a probe of the edit shows."""
 
@@ -24,9 +31,6 @@ class Pool(Protocol):
 
     def picture(self, image_id: str) -> Picture | None:
         """The picture to store with the samples, None where the dataset holds it already."""
-
-    def other_question(self, row: Row) -> str:
-        """Another question about the edit's picture."""
 
 
 class Drawings:
@@ -57,18 +61,12 @@ class Drawings:
         vendor, *code = image_id.split("/")
         return Picture(image_id, vendor, "", (self.emoji / f"{image_id}.png").read_bytes()) if len(code) == 1 else None
 
-    def other_question(self, row: Row) -> str:
-        """What is shown, in other words than those that are evaluated; where that is the edit's question, a fact's."""
-        if row["relation"] != "name":
-            return self.facts.relations["name"].rephrasings_train[0]
-        return next(r.question for n, r in self.facts.relations.items() if n != "name" and row["concept"] in r.facts)
-
 
 class Photos:
     """The pictures of the dataset's other edits."""
 
-    def __init__(self, rows: Sequence[Row], images: Mapping[str, bytes], backbone: Backbone, other_question: str):
-        self.rows, self.asked = rows, other_question
+    def __init__(self, rows: Sequence[Row], images: Mapping[str, bytes], backbone: Backbone):
+        self.rows = rows
         self.looks = Looks(backbone, lambda image_id: decode(image_id, images[image_id]))
 
     def others(self, row: Row) -> list[str]:
@@ -85,7 +83,3 @@ class Photos:
 
     def picture(self, image_id: str) -> None:
         """The dataset's own image table has it."""
-
-    def other_question(self, row: Row) -> str:
-        """What is shown."""
-        return self.asked
