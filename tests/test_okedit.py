@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages.assets.knowledge import Concept, Hop, Knowledge, Relation, load
+from stages.assets.wheels import WHEELS
 from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
@@ -383,3 +384,18 @@ def test_the_split_by_concept_leaves_the_edits_of_the_full_set(table: Knowledge,
     splits = split_of({n for _, n in facts}, wanted, seed)
     for split, n in wanted.items():
         assert sum(splits[named] == split for _, named in facts) >= 1.3 * n, split
+
+
+def test_the_data_card_says_what_the_code_has(table: Knowledge) -> None:
+    card = (Path(__file__).parent.parent / "data/README.md").read_text()
+    assert re.findall(r"\| `([0-9a-f]{64})` \|", card) == [wheel.sha256 for wheel in WHEELS]
+    assert all(f"| {wheel.name} {wheel.version} |" in card for wheel in WHEELS)
+    facts = [r.facts for r in table.relations.values() if r.relation != "name"]
+    assert (
+        f"{len(facts)} relations, {sum(map(len, facts))} facts" in card and f"drawings of {len(table.concepts)} concepts" in card
+    )
+    for title, fields in (("edits", schema.EDITS.names), ("images", schema.IMAGES.names)):
+        section = card.split(f"### `{title}.parquet`")[1].split("\n## ")[0].split("\n### ")[0]
+        assert re.findall(r"(?m)^\| `(\w+)` \|", section) == fields
+    kinds = card.split("Kinds of locality probes:")[1].split("\n\n")[0]
+    assert re.findall(r"`(\w+)` \(", kinds) == list(schema.LOCALITY_KINDS)

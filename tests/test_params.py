@@ -25,6 +25,7 @@ def stages(tmp_path):
     modules += [
         "editing/__init__",
         "okedit/sources/embedded",
+        "okedit/sources/evqa",
         "backbone/families/llava_smollm2",
         "backbone/families/blip2_smollm2",
     ]
