@@ -83,7 +83,7 @@ class Builder:
         return draw(listed, len(listed), self.rng("choose", split, relation.relation))
 
     def choose(self) -> dict[str, list[Fact]]:
-        """Split → the facts to edit, relations taking turns, each with its picture: one vendor's that was seen in training."""
+        """Split → the facts to edit, each with its picture; relations take turns, and so do the vendors seen in training."""
         chosen = {}
         for split, n in self.wanted.items():
             listed = list(in_turn(*(self.facts(r, split) for r in self.relations.values())))
@@ -92,11 +92,13 @@ class Builder:
                     f"datasets.{self.dataset.name}.{split}: {n} is more than the facts there are; allowed: up to {len(listed)}"
                 )
             chosen[split] = listed[:n]
-        return {split: [self.pictured(fact) for fact in facts] for split, facts in chosen.items()}
+        return {
+            split: [self.pictured(fact, SEEN_VENDORS[i % len(SEEN_VENDORS)]) for i, fact in enumerate(facts)]
+            for split, facts in chosen.items()
+        }
 
-    def pictured(self, fact: Fact) -> Fact:
+    def pictured(self, fact: Fact, vendor: str) -> Fact:
         """The fact with one vendor's picture."""
-        vendor = str(self.rng("vendor", fact.edit_id).choice(SEEN_VENDORS))
         return replace(fact, vendor=vendor, image_id=self.picture(vendor, fact.concept))
 
     def ask(self, backbone: Backbone, facts: Sequence[Fact]) -> list[Fact]:

@@ -32,11 +32,14 @@ class Builder(embedded.Builder):
     """Draws corrections from the fact table."""
 
     def candidates(self, split: str) -> list[Fact]:
-        """Recognition and attribute questions in turn; the concepts of either are those that a fact is known of, so that every
-        picture can be asked another question.
+        """Recognition and attribute questions in turn. What is to be recognised are the concepts that a fact is known of, so that
+        every picture can be asked another question.
         """
-        attributes = in_turn(*(self.facts(r, split) for r in self.relations.values()))
-        return list(in_turn(self.facts(self.knowledge.relations[RECOGNITION], split), attributes))
+        known = {concept for relation in self.relations.values() for concept in relation.facts}
+        names = self.knowledge.relations[RECOGNITION]
+        names = replace(names, facts={concept: name for concept, name in names.facts.items() if concept in known})
+        attributes = in_turn(*(self.facts(relation, split) for relation in self.relations.values()))
+        return list(in_turn(self.facts(names, split), attributes))
 
     def tried(self, fact: Fact) -> Iterator[Fact]:
         """The fact with each of its possible pictures, in random order."""
