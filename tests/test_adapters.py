@@ -1,21 +1,24 @@
 """Every architecture through its adapter: a tiny checkpoint with random weights against its own forward."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from ruamel.yaml import YAML
 
 from stages.backbone.adapters import adapt
 from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
+from stages.backbone.checkpoints import PROMPT, point
 from stages.backbone.tower import EfficientNetLiteConfig, preprocess
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.editor import load_editor
-from stages.params import UserError
+from stages.params import UserError, load
 from tests.test_editing import ROW, SAMPLES
 from tests.test_editing import SETTINGS as EDITORS
 
@@ -80,7 +83,7 @@ def blip_2_lite(ids: Callable[[str], int], size: int) -> tuple:
         qformer_config=hf.Blip2QFormerConfig(**LLAMA_LIKE_QFORMER).to_dict(),
         text_config=hf.LlamaConfig(**LLAMA, vocab_size=size).to_dict(), num_query_tokens=8, image_token_index=ids("<image>"),
     )  # fmt: skip
-    return Blip2LiteForConditionalGeneration(config), lambda images, return_tensors: {"pixel_values": preprocess([images], 64)}
+    return Blip2LiteForConditionalGeneration(config), None
 
 
 def instructblip(ids: Callable[[str], int], size: int) -> tuple:
@@ -154,21 +157,43 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
-def real(request: pytest.FixtureRequest, words, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+def save_checkpoint(architecture: str, words: hf.PreTrainedTokenizerFast, folder: Path) -> Path:
+    """A checkpoint's folder as the hub has it: weights, tokenizer and processor, of random weights."""
     torch.manual_seed(0)
-    model, process = ARCHITECTURES[request.param](words.convert_tokens_to_ids, len(words))
+    model, process = ARCHITECTURES[architecture](words.convert_tokens_to_ids, len(words))
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.2)
-    folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    if request.param == "instructblip":
-        process = type("Process", (), {"image_processor": process, "qformer_tokenizer": words})()
-    backbone = Backbone(model, words, 2, request.param, adapt(model, words, process))
-    backbone.add_pictures(PICTURES)
-    return backbone
+    words.save_pretrained(folder)
+    if architecture == "blip_2_lite":  # embedded: what it is asked through is known, and its tower takes pictures by itself
+        (folder / PROMPT).write_text("{}")
+    else:
+        process.save_pretrained(folder)
+    if architecture == "instructblip":
+        words.save_pretrained(folder / "qformer_tokenizer")
+    return folder
+
+
+def open_checkpoint(folder: Path, at: Path, **entry: Any) -> Backbone:
+    """The way of a real checkpoint: an entry of params.yaml, the pointer that the stage leaves in `at`, the backbone."""
+    if (folder / PROMPT).exists():
+        opened = Backbone.open(folder, 2)
+    else:
+        raw = YAML(typ="safe").load(Path("params.yaml"))
+        raw["backbones"]["real"] = {"checkpoint": str(folder), "dtype": "float32", "device_map": "cpu", "layer": 2} | entry
+        YAML().dump(raw, at / "params.yaml")
+        settings = load(at / "params.yaml").backbone("real")
+        point(settings, at / "backbone")
+        opened = Backbone.open(at / "backbone", settings.layer)
+    opened.add_pictures(PICTURES)
+    return opened
+
+
+@pytest.fixture(scope="module", params=sorted(ARCHITECTURES))
+def real(request: pytest.FixtureRequest, words, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    folder = save_checkpoint(request.param, words, tmp_path_factory.mktemp(request.param))
+    return open_checkpoint(folder, tmp_path_factory.mktemp("study"))
 
 
 QUERIES = [Query("What is it?", "red"), Query("Which colour has the thing?", "noise"), Query("Who?", None)]
@@ -184,12 +209,16 @@ def own_inputs(backbone: Backbone, query: Query, answer: Sequence[int] = ()) -> 
     prompt = backbone.tokenizer(text, add_special_tokens=False).input_ids
     ids = torch.tensor([[*prompt, *answer]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs |= adapter.inputs(PICTURES[query.image_id], query.question) if shown else {}
+    kind = backbone.model.config.model_type
+    if shown and kind == "blip-2-lite":
+        inputs["pixel_values"] = preprocess([PICTURES[query.image_id]], 64)
+    elif shown:
+        inputs |= adapter.inputs(PICTURES[query.image_id], query.question)
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (ids == adapter.image_id).int()
-    if backbone.fingerprint == "paligemma":
+    if kind == "paligemma":
         inputs["token_type_ids"] = torch.tensor([[0] * len(prompt) + [1] * len(answer)])
-    alone = not shown and "blip" in backbone.fingerprint  # BLIP's own forward insists on a picture
+    alone = not shown and "blip" in kind  # BLIP's own forward insists on a picture
     return backbone.model.language_model if alone else backbone.model, inputs, len(prompt)
 
 
@@ -198,13 +227,14 @@ def test_padded_trunk_and_tail_give_the_full_forwards_logits(real: Backbone) -> 
     trunk = real.prefill(real.prompts(QUERIES))
     hidden, _, final = real.extend(trunk, torch.tensor(answers))
     logits = real.head(final)
-    mask = torch.cat([trunk.prompts.mask, torch.ones(3, 3, dtype=torch.bool)], 1)
+    told = 1 + len(answers[0])
+    mask = torch.cat([trunk.prompts.mask, torch.ones(3, told - 1, dtype=torch.bool)], 1)
     with torch.no_grad():
-        tail = real.head(real.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 4))
+        tail = real.head(real.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, told))
     for i, query in enumerate(QUERIES):
         model, inputs, _ = own_inputs(real, query, answers[i])
         with torch.no_grad():
-            expected = model(**inputs).logits[0, -4:]
+            expected = model(**inputs).logits[0, -told:]
         torch.testing.assert_close(logits[i], expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(tail[i], expected, atol=1e-5, rtol=1e-4)
 
@@ -231,6 +261,23 @@ def test_a_batch_agrees_with_its_rows(real: Backbone) -> None:
     together = real.head(real.prefill(real.prompts(queries)).final)
     alone = torch.cat([real.head(real.prefill(real.prompts([query])).final) for query in queries])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_on_the_right_gives_the_same(real: Backbone) -> None:
+    """The model's forward over eight prompts, padded on either side, agrees at their last positions."""
+    queries = [Query(question, image) for image in ("red", "noise", None, "red") for question in ("What?", "Which one is this?")]
+    prompts = real.prompts(queries)
+    lengths = prompts.mask.sum(1).tolist()
+    shifted = [
+        torch.stack([row.roll(n, dims) for row, n in zip(rows, lengths, strict=True)], axis)
+        for rows, dims, axis in ((prompts.embeds, 0, 0), (prompts.mask, 0, 0), (prompts.positions.unbind(-2), -1, -2))
+    ]
+    embeds, mask, positions = shifted
+    with torch.no_grad():
+        attention = real.adapter.attention(mask, mask.shape[1])
+        out = real.decoder(inputs_embeds=embeds, attention_mask=attention, position_ids=positions).last_hidden_state
+    final = out[torch.arange(len(queries)), torch.tensor(lengths) - 1]
+    torch.testing.assert_close(real.head(final), real.head(real.prefill(prompts).final), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(EDITORS))

@@ -94,7 +94,7 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
         (("alpha: 0.9", "alpha: 1.5"), "radius.alpha: 1.5"),
         (("strategy: balanced", "strategy: bold"), "radius.strategy: 'bold'"),
         (("span: prompt", "span: pictures"), "key.span: 'pictures'"),
-        (("layer: ", "layer: 1"), "layer: 1"),
+        (("layer: 27", "layer: 127"), "layer: 127"),
     ],
 )
 def test_a_bad_parameter_is_one_line_and_leaves_outputs(clone: Path, change: tuple[str, str], said: str) -> None:

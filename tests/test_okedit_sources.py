@@ -23,14 +23,16 @@ from stages.backbone.corpus import TRAINING_TEXTS
 from stages.editing.trace import probes_of, run_trunk
 from stages.okedit import __main__ as stage
 from stages.okedit import easyedit, schema
+from stages.okedit.generate import prompt
 from stages.okedit.photos import Photos
 from stages.okedit.schema import EditRow
 from stages.okedit.sources import mmedit, okvqa
 from stages.okedit.splits import split_of
 from stages.okedit.validate import Rejected, Tally, answer_fault, lines, normal, picture_fault, rephrasing_fault
-from stages.params import STAGES, Dataset, UserError, read_section
+from stages.params import STAGES, Dataset, UserError
 from stages.samples.generate import plain_pictures, samples_of
 from stages.samples.pools import Photos as PhotoPool
+from stages.sections import read_section
 
 
 def dataset(**entries: Any) -> Dataset:
@@ -126,6 +128,13 @@ def test_photos_are_found_packed_and_refused(tmp_path: Path) -> None:
     for name, reason in (("c.png", "unreadable"), ("d.png", "missing")):
         with pytest.raises(Rejected, match=reason):
             photos.add(name)
+
+
+@pytest.mark.parametrize("use", ["rephrase", "counterfactual", "third", "scene"])
+def test_prompts_carry_what_is_asked_whatever_it_holds(use: str) -> None:
+    made = prompt(use, question="What {is} this?", answer="a {cat}", target="a dog", count=7)
+    assert "What {is} this?" in made and ("7" if use == "rephrase" else "a {cat}") in made
+    assert ("a dog" in made) == (use == "third")
 
 
 # -- mmedit -----------------------------------------------------------------------------------------------------------------
@@ -363,8 +372,8 @@ def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
 
 def answers(prompt: str) -> str:
     """What a good text provider says."""
-    question = re.search(r"Question: (.*)", prompt).group(1)
     if "different ways" in prompt:
+        question = re.search(r"Question: (.*)", prompt).group(1)
         count = int(re.search(r"Write (\d+)", prompt).group(1))
         return "\n".join(f"{i + 1}. Put in way {i}, {question}" for i in range(count))
     return "A third thing." if "third" in prompt else "something else"
@@ -448,10 +457,10 @@ def test_bad_items_are_asked_for_again_and_counted(coco: dict[str, Any], backbon
         tried[prompt] = tried.get(prompt, 0) + 1
         if "shoe" not in prompt or tried[prompt] > 1:
             return answers(prompt)
-        question = re.search(r"Question: (.*)", prompt).group(1)
         if "different ways" in prompt:
+            question = re.search(r"Question: (.*)", prompt).group(1)
             return f"Sure! Here they are:\n{question}\nIs it called a shelf?\nNew way, {question}\nNew way, {question}"
-        return "rack" if "Taken" not in prompt else "something else"
+        return "rack" if "third" not in prompt else "something else"
 
     endpoint.says = first_badly
     rows, _, tally = build_okvqa(coco, backbone)

@@ -21,14 +21,9 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 @pytest.fixture
 def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
-    modules = ["editing/base", "editing/finetune", "editing/grace", "editing/balancedit", "editing/codebook"]
-    modules += [
-        "editing/__init__",
-        "okedit/sources/embedded",
-        "okedit/sources/evqa",
-        "backbone/families/llava_smollm2",
-        "backbone/families/blip2_smollm2",
-    ]
+    editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
+    modules = [*(f"editing/{editor}" for editor in sorted(editors)), "editing/codebook"]
+    modules += ["editing/__init__", "okedit/sources/embedded", "okedit/sources/evqa", "backbone/families/llava_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +55,15 @@ def test_the_committed_file_is_read_into_types(stages):
     assert params.backbone("llava-smollm2").layer == 27
     assert params.dataset("okedit").test == 60
     assert params.seeds == {"s0": 0}
+
+
+def test_a_checkpoint_needs_its_name_alone(stages):
+    real = load_with(stages, "backbones", "real", value={"checkpoint": "owner/name"}).backbone("real")
+    assert (real.revision, real.dtype, real.device_map, real.quantization) == ("main", "bfloat16", "auto", "none")
+    assert (real.template, real.layer) == (None, None)
+    raw = {"checkpoint": "/models/x", "template": "Q: {question} {image} A:", "layer": 3}
+    real = load_with(stages, "backbones", "real", value=raw).backbone("real")
+    assert (real.template, real.layer) == (raw["template"], 3)
 
 
 def test_a_method_overrides_only_the_entries_it_has(stages):
@@ -95,7 +99,15 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("metrics", "level"), 95, ("metrics.level", "95", "from 0.5 to 0.999")),
         (("backbones", "llava-smollm2", "layer"), -1, ("backbones.llava-smollm2.layer", "-1", ">= 0")),
         (("backbones", "llava-smollm2", "family"), "opt", ("family", "'opt'", "llava_smollm2")),
-        (("backbones", "llava-smollm2", "train", "lr"), "fast", ("train.lr", "'fast'", "a number > 0")),
+        (("backbones", "llava-smollm2"), {"layer": 2}, ("backbones.llava-smollm2", "family", "checkpoint")),
+        (("backbones", "real"), {"checkpoint": 7}, ("backbones.real.checkpoint", "7", "a text")),
+        (("backbones", "real"), {"checkpoint": "a/b", "revision": 123}, ("backbones.real.revision", "123", "a text")),
+        (("backbones", "real"), {"checkpoint": "a/b", "dtype": "int8"}, ("real.dtype", "'int8'", "float32, bfloat16, float16")),
+        (("backbones", "real"), {"checkpoint": "a/b", "device_map": "gpu"}, ("real.device_map", "'gpu'", "auto, cpu, cuda")),
+        (("backbones", "real"), {"checkpoint": "a/b", "quantization": "4bit"}, ("quantization", "'4bit'", "none, 8bit")),
+        (("backbones", "real"), {"checkpoint": "a/b", "template": "{image}?"}, ("real.template", "'{image}?'", "{question}")),
+        (("backbones", "real"), {"checkpoint": "a/b", "family": "x"}, ("real.family", "'x'", "checkpoint, revision, dtype")),
+        (("training", "llava-smollm2", "lr"), "fast", ("training.llava-smollm2.lr", "'fast'", "a number > 0")),
         (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
         (("datasets",), {}, ("datasets", "{}", "at least one")),
@@ -157,8 +169,8 @@ def test_what_only_a_source_knows_is_read_by_the_source(stages):
 
 
 def test_a_new_editor_is_a_new_file_and_a_missing_folder_allows_nothing(stages, tmp_path):
-    (stages / "editing" / "mend.py").touch()
-    assert load_with(stages, "methods", "ft", "editor", value="mend").method("ft").editor == "mend"
+    (stages / "editing" / "newest.py").touch()
+    assert load_with(stages, "methods", "ft", "editor", value="newest").method("ft").editor == "newest"
     with pytest.raises(UserError, match="no module in stages/"):
         load(tmp_path / "params.yaml", tmp_path / "nowhere")
 
@@ -175,7 +187,7 @@ def test_every_key_of_the_committed_file_has_a_comment():
     lines = TEXT.splitlines()
     listed = set()
     for line in lines:
-        if match := re.match(r"#   ([a-z, ]+):", line):
+        if match := re.match(r"#   ([a-z_, ]+):", line):
             listed.update(match[1].split(", "))
     found = ((i, re.match(r"\s*([a-z0-9_-]+):", line)) for i, line in enumerate(lines))
     keys = [(i, match[1]) for i, match in found if match]

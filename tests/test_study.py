@@ -123,6 +123,13 @@ def test_commands_run_inside_the_environment(clone, arguments, expected):
     assert log(clone) == [f"{expected} offline=1 parallel=false quiet=1"]
 
 
+def test_the_hub_is_asked_when_the_user_says_so(clone):
+    study(clone, "setup")
+    log(clone)
+    assert study(clone, "repro", HF_HUB_OFFLINE="0").returncode == 0
+    assert log(clone) == ["-m dvc repro offline=0 parallel=false quiet=1"]
+
+
 def test_no_python_is_one_clear_line(clone):
     (clone.parent / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old, or a launcher without a version
     done = study(clone, "setup")

@@ -1,4 +1,5 @@
-"""Train an embedded backbone once, or assemble it from the parts that came with pip and the trained weights in Git.
+"""Train an embedded backbone once, assemble it from the parts that came with pip and the trained weights in Git, or point to a
+real checkpoint.
 
 python -m stages.backbone tower                     # stages/backbone/weights/tower.safetensors (half an hour on two cores)
 python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour)
@@ -10,6 +11,7 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,13 +22,14 @@ import torch
 from stages.assets import knowledge
 from stages.backbone import corpus, sight, train, views
 from stages.backbone.adapters import adapt
-from stages.backbone.card import card
+from stages.backbone.card import card, checkpoint_card
+from stages.backbone.checkpoints import PROMPT as PROMPT_FILE
+from stages.backbone.checkpoints import point
 from stages.backbone.evaluate import accuracy_table, text_row
 from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
-from stages.backbone.vlm import PROMPT as PROMPT_FILE
 from stages.backbone.vlm import Backbone
-from stages.params import Params, UserError, derive_seed, load, run, write_atomically
+from stages.params import Checkpoint, Params, UserError, derive_seed, load, run, write_atomically
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
@@ -54,7 +57,7 @@ def train_tower(params: Params) -> None:
 
 def train_backbone(params: Params, name: str) -> None:
     """Train connector and adapter from the parts; the weights go to Git."""
-    settings, parts = params.backbone(name).train, family(params, name)
+    settings, parts = params.trained(name), family(params, name)
     facts = knowledge.load()
     checkpoint = checkpoint_path(params, name)
     seed = derive_seed(params.seed, "backbone", name)
@@ -96,7 +99,7 @@ def train_backbone(params: Params, name: str) -> None:
 
 def checkpoint_path(params: Params, name: str) -> Path:
     """Where an interrupted training of these settings, data and code is taken up again."""
-    digest = hashlib.sha256(f"{params.seed} {params.backbone(name)}".encode())
+    digest = hashlib.sha256(f"{params.seed} {params.backbone(name)} {params.trained(name)}".encode())
     sources = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(knowledge.__file__).parent.rglob("*.*"))]
     for path in sources:
         if "__pycache__" not in path.parts:
@@ -105,37 +108,54 @@ def checkpoint_path(params: Params, name: str) -> Path:
 
 
 def assemble(params: Params, name: str) -> None:
-    """Put the trained weights into the parts, save a checkpoint folder as Hugging Face reads it, and measure what it sees."""
+    """Leave in data/backbones/<name> what `Backbone.open` opens, measure what it sees and knows, and write its card."""
+    settings, facts, folder = params.backbone(name), knowledge.load(), Path("data/backbones") / name
+    seed = derive_seed(params.seed, "evaluate", name)
+    asked = corpus.text_sample(ASSETS, params.accuracy.texts_evaluated, seed)
+    real = isinstance(settings, Checkpoint)
+    if real:
+        shutil.rmtree(folder, ignore_errors=True)
+        pointer = point(settings, folder)
+    rows = [] if real else [build(params, name, folder, asked)]
+    backbone = Backbone.open(folder, settings.layer)
+    rows.append(accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed))
+    table = pd.concat([*rows, text_row(backbone, name, *asked)])
+    report = Path("reports/backbones") / f"{name}.csv"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(report, index=False, lineterminator="\n")
+    if real:
+        text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
+    else:
+        told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
+        what = (family(params, name).__doc__ or "").split("\n")[0]
+        text = card(name, what, params.sight, params.trained(name), len(facts.concepts), told, table)
+    with write_atomically(report.with_suffix(".md")) as temporary:
+        temporary.write_text(text)
+    made_from = settings.checkpoint if real else WEIGHTS / f"{name}.safetensors"
+    print(f"[backbone] {made_from} -> {folder}; {len(table)} accuracies -> {report}")
+
+
+def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], Sequence[Sequence[str]]]) -> pd.DataFrame:
+    """Put the trained weights into the parts and save them as Hugging Face reads them; what the untrained model knows of the
+    questions `asked`, as a row of the accuracies.
+    """
     weights = WEIGHTS / f"{name}.safetensors"
     if not weights.exists():
         raise UserError(f"backbone: {weights} is missing; run `python -m stages.backbone train {name}`")
-    settings, facts, parts = params.backbone(name), knowledge.load(), family(params, name)
-    seed = derive_seed(params.seed, "evaluate", name)
-    asked = corpus.text_sample(ASSETS, settings.texts_evaluated, seed)
+    settings, parts = params.backbone(name), family(params, name)
     model, tokenizer = parts.build(ASSETS)
     untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
-    rows = [text_row(untrained, f"{name}, untrained", *asked)]
+    row = text_row(untrained, f"{name}, untrained", *asked)
     sight.apply_sight(parts.tower(model), SIGHT)
     model = train.apply_weights(model, weights)
-    folder, unfinished = Path("data/backbones") / name, Path("data/backbones") / f"{name}.partial"
+    unfinished = folder.with_name(f"{name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    backbone = Backbone.open(folder, settings.layer)
-    rows += [accuracy_table(backbone, name, facts, ASSETS / "emoji", settings.evaluated, seed), text_row(backbone, name, *asked)]
-    table = pd.concat(rows)
-    report = Path("reports/backbones") / f"{name}.csv"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(report, index=False, lineterminator="\n")
-    told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
-    what = (parts.__doc__ or "").split("\n")[0]
-    text = card(name, what, params.sight, settings.train, len(facts.concepts), told, table)
-    with write_atomically(report.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    print(f"[backbone] {weights} -> {folder}; {len(table)} accuracies -> {report}")
+    return row
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
-"""The model card of an embedded backbone: parts, licences, training data, what was measured, limits."""
+"""The card of a backbone: what it is made of, licences, training data, what was measured, limits."""
+
+import json
 
 import pandas as pd
 
+from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
 from stages.params import Sight, Train
 
@@ -42,14 +45,47 @@ editing where no large checkpoint can be had, not to be used.
 
 def card(name: str, what: str, sight: Sight, train: Train, concepts: int, facts: int, accuracy: pd.DataFrame) -> str:
     """Markdown; `what` says in a line what the model is, `accuracy` is an `accuracy_table` with its text-only rows."""
+    return CARD.format(
+        name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
+        held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
+        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy=accuracy_lines(accuracy),
+    )  # fmt: skip
+
+
+CHECKPOINT_CARD = """# Model card: {name}
+
+| | |
+| --- | --- |
+| checkpoint | {checkpoint} |
+| commit | {revision} |
+| loaded as | {dtype}, quantization {quantization} |
+| edited | decoder layer {layer} |
+| prompt | `{prompt}` |
+
+Its licence, training data and limits are its publisher's to state. Whether it has met these drawings in training is unknown.
+
+## Measured
+
+Greedy decoding; exact match in lower case with a picture, and on text-only questions whether the answer contains an accepted one.
+
+{accuracy}
+"""
+
+
+def checkpoint_card(name: str, pointer: Pointer, layer: int, template: str, accuracy: pd.DataFrame) -> str:
+    """Markdown; what is known here of a real checkpoint."""
+    return CHECKPOINT_CARD.format(
+        name=name, checkpoint=pointer.checkpoint, revision=pointer.revision or "none, a folder", dtype=pointer.dtype,
+        quantization=pointer.quantization, layer=layer, prompt=json.dumps(template)[1:-1], accuracy=accuracy_lines(accuracy),
+    )  # fmt: skip
+
+
+def accuracy_lines(accuracy: pd.DataFrame) -> str:
+    """An `accuracy_table` as a Markdown table, averaged over vendors."""
     groups = accuracy.groupby(["backbone", "task", "split"], sort=False)["accuracy"].mean()
     lines = ["| model | task | pictures | accuracy |", "| --- | --- | --- | --- |"]
     for (backbone, task, split), value in groups.items():
         lines.append(
             f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} vendors'} | {value:.3f} |"
         )
-    return CARD.format(
-        name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
-        held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
-        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy="\n".join(lines),
-    )  # fmt: skip
+    return "\n".join(lines)

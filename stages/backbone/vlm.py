@@ -7,8 +7,6 @@ every answer starts in one column.
 
 import contextlib
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
-import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
+from stages.backbone import checkpoints
 from stages.backbone.adapters import adapt
 from stages.backbone.adapters.base import Adapter, Shown
 from stages.params import UserError
 
-PROMPT = "prompt.json"  # how the embedded checkpoint is asked: what of its adapter's prompt differs
 SPANS = ("prompt", "question", "image", "last")
 
 
@@ -68,28 +65,56 @@ class Backbone:
     """A frozen vision-language model with one editable linear map, `adapter.linear` of `layers[layer]`.
 
     A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
+
+    The model may sit on an accelerator, or be split over several, in a short floating-point type. Masks, positions, spans, trunk
+    states and logits are on the CPU all the same, logits and φ in float32: what enters the model moves to where it sits, what is
+    kept moves back. What replaces the edited linear map gets its inputs where that map sits, in float32.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
         self.model, self.tokenizer, self.adapter = model.eval().requires_grad_(False), tokenizer, adapter
-        self.decoder, self.head, self.layer, self.fingerprint = adapter.decoder, adapter.head, layer, fingerprint
+        self.decoder, self.layer, self.fingerprint = adapter.decoder, layer, fingerprint
         if not 0 <= layer < len(self.decoder.layers):
             raise UserError(f"layer: {layer} is not a decoder layer; allowed: 0..{len(self.decoder.layers) - 1}")
         self.edited: nn.Linear = self.decoder.layers[layer].get_submodule(adapter.linear)
+        for entrance in (self.decoder, adapter.embed):
+            entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
         self._images: dict[str, Image.Image] = {}
         self._shown: dict[tuple[str, str], Shown] = {}
 
     @classmethod
-    def open(cls, folder: Path, layer: int) -> "Backbone":
-        """Load an assembled checkpoint folder in float32."""
-        if not (folder / "config.json").exists():
-            raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompt = json.loads((folder / PROMPT).read_text())
-        return cls(model, tokenizer, layer, f"{digest[:16]}-{layer}", adapt(model, tokenizer, prompt=prompt))
+    def open(cls, folder: Path, layer: int | None) -> "Backbone":
+        """Open what the `backbone` stage left in `folder`: weights, or the pointer to a checkpoint. Without a `layer`, the
+        adapter's own is edited.
+        """
+        loaded = checkpoints.load(folder, layer)
+        adapter = adapt(loaded.model, loaded.tokenizer, loaded.process, loaded.prompt)
+        layer = adapter.last_layer(loaded.model.config) if layer is None else layer
+        return cls(loaded.model, loaded.tokenizer, layer, f"{loaded.digest[:16]}-{layer}", adapter)
+
+    # -- devices ------------------------------------------------------------------------------------------------------------
+
+    def _enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Move what the decoder or its embedding is given to where its weights are."""
+        device = self.adapter.embed.weight.device
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), moved
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of final hidden states [..., D], in float32 on the CPU; differentiable."""
+        head = self.adapter.head
+        return head(states.to(head.weight.device)).float().cpu()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The edited linear map's weight [out, D] in float32, where the map sits: what an edit starts from."""
+        return self.edited.weight.detach().float()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The edited linear map's bias [out] likewise, None where it has none."""
+        return None if self.edited.bias is None else self.edited.bias.detach().float()
 
     # -- prompts ------------------------------------------------------------------------------------------------------------
 
@@ -117,36 +142,39 @@ class Backbone:
         return [key and self._shown[key] for key in keys]
 
     def prompts(self, queries: Sequence[Query]) -> Prompts:
-        """Embed a batch of queries; the picture's tokens stand where the template says."""
+        """Embed a batch of queries; the picture's tokens stand where the template says, the question in one piece with its
+        surroundings, as the model met it in training.
+        """
         head, tail = self.adapter.template.split("{question}")
         shown = self.show(queries)
-        parts = []
+        told = []
         for query, picture in zip(queries, shown, strict=True):
             before, after = self.adapter.marks
             image = before + self.adapter.image_token * len(picture.features) + after if picture else ""
-            texts = (head.replace("{image}", image), query.question, tail)
-            parts.append([self.tokenizer(text, add_special_tokens=False).input_ids for text in texts])
-        length = max(sum(map(len, part)) for part in parts)
-        ids = torch.full((len(parts), length), self.end)
-        spans = {name: torch.zeros(len(parts), length, dtype=torch.bool) for name in SPANS}
-        for row, (before, asked, after) in enumerate(parts):
-            start = length - len(before) - len(asked) - len(after)
-            ids[row, start:] = torch.tensor(before + asked + after)
+            begin = head.replace("{image}", image)
+            text = begin + query.question + tail.replace("{image}", image)
+            tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            told.append((tokens.input_ids, tokens.offset_mapping, len(begin), len(begin) + len(query.question)))
+        length = max(len(ids) for ids, *_ in told)
+        ids = torch.full((len(told), length), self.end)
+        spans = {name: torch.zeros(len(told), length, dtype=torch.bool) for name in SPANS}
+        for row, (tokens, places, begin, end) in enumerate(told):
+            start = length - len(tokens)
+            ids[row, start:] = torch.tensor(tokens)
             spans["prompt"][row, start:] = True
-            question = start + len(before)
-            spans["question"][row, question : question + len(asked)] = True
+            spans["question"][row, start:] = torch.tensor([first < end and last > begin for first, last in places])
             spans["last"][row, -1] = True
-        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"]
+        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"] & ~spans["question"]
         positions = self.adapter.positions(ids, spans["prompt"], [picture and picture.grid for picture in shown])
         embeds = self.adapter.embed(ids)
         if spans["image"].any():
             features = torch.cat([picture.features for picture in shown if picture is not None])
-            embeds = embeds.masked_scatter(spans["image"][..., None], features.to(embeds.dtype))
+            embeds = embeds.masked_scatter(spans["image"][..., None].to(embeds.device), features.to(embeds))
         return Prompts(embeds, spans["prompt"], positions, spans)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer with its end token."""
-        return [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.end]
+        return [*self.tokenizer(self.adapter.lead + answer, add_special_tokens=False).input_ids, self.end]
 
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 
@@ -156,10 +184,10 @@ class Backbone:
         seen: dict[str, torch.Tensor] = {}
 
         def entering(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-            seen["hidden"] = args[0] if args else kwargs["hidden_states"]
+            seen["hidden"] = (args[0] if args else kwargs["hidden_states"]).cpu()
 
         def feeding(_module: nn.Module, args: tuple) -> None:
-            seen["inputs"] = args[0].reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
+            seen["inputs"] = args[0].cpu().reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
 
         hooks = [
             self.decoder.layers[self.layer].register_forward_pre_hook(entering, with_kwargs=True),
@@ -245,11 +273,14 @@ class Backbone:
 
     @contextlib.contextmanager
     def replaced(self, output: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: int) -> Iterator[None]:
-        """While open, the edited linear map gives `output(inputs [B, T, D], unedited [B, T, out])`; `rows` is B."""
+        """While open, the edited linear map gives `output(inputs [B, T, D], unedited [B, T, out])`, all three in float32 where
+        the map sits; `rows` is B.
+        """
 
         def hook(_module: nn.Module, args: tuple[torch.Tensor], unedited: torch.Tensor) -> torch.Tensor:
             inputs, flat = args[0].reshape(rows, -1, args[0].shape[-1]), unedited.shape
-            return output(inputs, unedited.reshape(rows, inputs.shape[1], -1)).reshape(flat)
+            changed = output(inputs.float(), unedited.reshape(rows, inputs.shape[1], -1).float())
+            return changed.reshape(flat).to(unedited.dtype)
 
         handle = self.edited.register_forward_hook(hook)
         try:
@@ -288,7 +319,7 @@ class Backbone:
         """
         prompt = positions.shape[-1]
         width = self.adapter.embed.weight.shape[1]  # not the hidden size where the decoder projects its embeddings
-        with self.from_layer(hidden):
+        with self.from_layer(hidden.to(self.edited.weight.device)):
             out = self.decoder(
                 inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width),
                 attention_mask=self.adapter.attention(mask, prompt, widths),
@@ -309,6 +340,6 @@ def branched(positions: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
 
 
 def mean_over(states: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
-    """φ: the mean of `states` [B, T, D] over `span` [B, T]; NaN where a span is empty."""
-    weight = span.to(states.dtype)[..., None]
+    """φ: the mean of `states` [B, T, D] over `span` [B, T] in float32; NaN where a span is empty."""
+    states, weight = states.float(), span.float()[..., None]
     return (states * weight).sum(1) / weight.sum(1).masked_fill(weight.sum(1) == 0, float("nan"))

@@ -114,7 +114,8 @@ def fingerprint(backbone: Backbone) -> str:
     """A digest of every weight of the model, bit for bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(backbone.model.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else name.encode())
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

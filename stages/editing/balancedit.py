@@ -28,8 +28,8 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
     (section 4.3).
     """
-    weight = backbone.edited.weight.detach().clone().requires_grad_()
-    layer = Layer(weight, backbone.edited.bias)
+    weight = backbone.weight.clone().requires_grad_()
+    layer = Layer(weight, backbone.bias)
     stop = exact_with_margin(request.target[0], settings["margin"])
     found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)
     return Edit(layer, **found)

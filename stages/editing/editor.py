@@ -85,7 +85,7 @@ class Edit:
                 replaced = lambda inputs, unedited: self.output(inputs, unedited, prompt)  # noqa: E731
                 stack.enter_context(backbone.replaced(replaced, len(prompt)))
             for part, add in self.added.items():
-                hook = part.register_forward_hook(lambda _part, args, out, add=add: out + add(args[0]))
+                hook = part.register_forward_hook(lambda _part, args, out, add=add: out + add(args[0].float()).to(out.dtype))
                 stack.callback(hook.remove)
             decoder = set(backbone.decoder.modules()) if self.added else set()
             if any(part not in decoder for part in self.added):
@@ -97,6 +97,11 @@ def linear_maps(part: nn.Module, *endings: str) -> list[nn.Linear]:
     """The linear maps inside `part` whose names end so; all of them where no ending is given."""
     named = [(name, m) for name, m in part.named_modules() if isinstance(m, nn.Linear)]
     return [m for name, m in named if not endings or name.endswith(endings)]
+
+
+def zero_difference(one: nn.Linear) -> torch.Tensor:
+    """No difference yet from a linear map's weight [out, in]: float32, where the map sits."""
+    return torch.zeros(one.out_features, one.in_features, device=one.weight.device)
 
 
 def differences(maps: Sequence[nn.Linear], deltas: Iterable[torch.Tensor]) -> dict[nn.Module, Added]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Edit, Request, differences, linear_maps, optimise
+from stages.editing.editor import Edit, Request, differences, linear_maps, optimise, zero_difference
 from stages.params import UserError, count, entry, number, one_of
 
 
@@ -32,7 +32,7 @@ class Settings:
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fine-tune with Adam until the loss is below `loss`, at most `steps` steps; the result is always on."""
     maps = tuned(backbone, settings)
-    deltas = [torch.zeros_like(one.weight, requires_grad=True) for one in maps]
+    deltas = [zero_difference(one).requires_grad_() for one in maps]
     added = differences(maps, deltas)
 
     def stop(_logits: torch.Tensor, loss: float) -> bool:

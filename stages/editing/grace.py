@@ -31,7 +31,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
     generator = torch.Generator().manual_seed(settings["seed"])
     start = torch.rand(backbone.edited.out_features, generator=generator)
-    value = start.to(backbone.edited.weight).requires_grad_()
+    value = start.to(backbone.edited.weight.device).requires_grad_()
     output = Value(value, settings["replace"])
     stop = exact_with_margin(request.target[0], settings["margin"])
     found = optimise(backbone, request, Edit(output), [value], lr=settings["lr"], steps=settings["steps"], stop=stop)

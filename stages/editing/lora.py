@@ -50,7 +50,8 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     for part in linear_maps(backbone.decoder, *PROJECTIONS):
         bound = 1 / math.sqrt(part.in_features)  # Kaiming uniform with a = √5, as in the authors' code
         start = (torch.rand(rank, part.in_features, generator=generator) * 2 - 1) * bound
-        a, b = start.to(part.weight).requires_grad_(), part.weight.new_zeros(part.out_features, rank).requires_grad_()
+        a = start.to(part.weight.device).requires_grad_()
+        b = torch.zeros(part.out_features, rank, device=part.weight.device).requires_grad_()
         added[part] = LowRank(a, b, settings["scale"] / rank)
     parameters = [tensor for update in added.values() for tensor in (update.a, update.b)]
     stop = exact_with_margin(request.target[0], settings["margin"])

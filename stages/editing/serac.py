@@ -22,7 +22,7 @@ from torch import nn
 
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import full, sentences
-from stages.editing.editor import Edit, Request, differences, linear_maps
+from stages.editing.editor import Edit, Request, differences, linear_maps, zero_difference
 from stages.editing.fitting import Example, learn
 from stages.params import count, entry, number
 
@@ -80,7 +80,7 @@ def fit_counterfactual(
 ) -> list[torch.Tensor]:
     """Minimise the target's cross-entropy after the edit, over queries in scope of one train edit a step."""
     maps = upper_maps(backbone)
-    deltas = nn.ParameterList([torch.zeros_like(m.weight) for m in maps])
+    deltas = nn.ParameterList([zero_difference(m) for m in maps])
     read = [trunk_of(backbone, example) for example in examples]
 
     def loss_of(step: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone, Query, mean_over
-from stages.editing.editor import Edit, Request, differences, linear_maps, request_logits
+from stages.editing.editor import Edit, Request, differences, linear_maps, request_logits, zero_difference
 from stages.editing.fitting import Example
 from stages.editing.trace import request_of
 from stages.params import count, entry, number
@@ -86,7 +86,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     """Fit the side memory, each step against another irrelevant query."""
     rng, value = np.random.default_rng(settings["seed"]), value_map(backbone)
     trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)
-    delta, target, first = torch.zeros_like(value.weight, requires_grad=True), request.target[0], None
+    delta, target, first = zero_difference(value).requires_grad_(), request.target[0], None
     own = activations(backbone, request.hidden[:, : request.prompt.shape[1]], request.prompt, request.positions)
     memory = Edit(added=differences([value], [delta]))
     for step in range(settings["steps"] + 1):

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
+from stages.backbone.corpus import text_questions
 from stages.okedit.images import Looks
 
 Probe = dict[str, Any]
@@ -64,8 +63,7 @@ def probe(kind: str, image_id: str | None, question: str, answer: str) -> Probe:
 
 def open_questions(assets: Path) -> list[Probe]:
     """The questions of NQ-open that no backbone was trained on, as probes without a picture."""
-    questions = pq.read_table(assets / "nq_open.parquet").to_pylist()[TRAINING_TEXTS:]
-    return [probe("text_only", None, as_sentence(q["question"]), q["answers"][0]) for q in questions]
+    return [probe("text_only", None, question, answers[0]) for question, answers in text_questions(assets)[1]]
 
 
 def draw(found: Sequence[Any], count: int, rng: np.random.Generator) -> list[Any]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.params import Check, UserError, read_section, refuse
+from stages.params import UserError
+from stages.sections import Check, read_section, refuse
 
 
 def text(pattern: str = r"\S.*", words: str = "a text of one line") -> Check:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from stages.backbone.adapters.base import Adapter
 from stages.params import UserError
@@ -13,8 +14,15 @@ from stages.params import UserError
 
 def adapt(model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None) -> Adapter:
     """The adapter of a loaded model; UserError names the architectures there are."""
-    kind = model.config.model_type.replace("-", "_")
+    return architecture(model.config)(model, tokenizer, process, prompt)
+
+
+def architecture(config: PretrainedConfig) -> type[Adapter]:
+    """The adapter's class of a model with this configuration; UserError where there is none."""
+    kind = config.model_type.replace("-", "_")
     known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
     if kind not in known:
         raise UserError(f"architecture: {kind!r} has no adapter; allowed: {', '.join(known)}")
-    return importlib.import_module(f"stages.backbone.adapters.{kind}").Architecture(model, tokenizer, process, prompt)
+    if config.text_config.is_encoder_decoder:
+        raise UserError(f"architecture: {kind!r} over an encoder-decoder language model has no adapter; allowed: a decoder alone")
+    return importlib.import_module(f"stages.backbone.adapters.{kind}").Architecture

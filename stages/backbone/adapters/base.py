@@ -6,11 +6,13 @@ tokens one for one, causal attention and one position a token. An architecture o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
+from transformers import AutoImageProcessor, PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,27 @@ class Shown:
 class Adapter:
     """One loaded model seen through its architecture.
 
-    `template` holds `{image}` and `{question}`. `marks` stand before and after a picture's placeholder tokens, and only
-    where there is one. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder layer.
-    `connector` is how the name of the part that maps image features to the language model's embeddings ends.
-    `reads_question` says whether image features depend on the question.
+    `template` holds `{image}` and `{question}`, and `{bos}` where the tokenizer's first token stands. `marks` stand before and
+    after a picture's placeholder tokens, and only where there is one. `lead` stands before an answer: a space where the
+    tokenizer makes none. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder
+    layer: the last layer where none is asked for. `connector` is how the name of the part that maps image features to the
+    language model's embeddings ends. `reads_question` says whether image features depend on the question.
     """
 
-    template = "USER: {image}{question} ASSISTANT:"
+    template = "{bos}USER: {image}{question} ASSISTANT:"
     marks = ("", "\n")
+    lead = ""
     end: str | None = None
     linear = "mlp.up_proj"
     connector = "multi_modal_projector"
     reads_question = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):
-        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks` or `end`."""
+        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks`, `lead` or `end`."""
         self.model, self.tokenizer, self.process = model, tokenizer, process
         for name, value in (prompt or {}).items():
             setattr(self, name, value)
+        self.template = self.template.replace("{bos}", tokenizer.bos_token or "")
         self.end = self.end or tokenizer.eos_token
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)
 
@@ -65,17 +70,33 @@ class Adapter:
         """Token ids to embeddings."""
         return self.decoder.get_input_embeddings()
 
+    @staticmethod
+    def last_layer(config: PretrainedConfig) -> int:
+        """The decoder layer that is edited where none is asked for: the last (design §2)."""
+        return config.get_text_config().num_hidden_layers - 1
+
+    @staticmethod
+    def processor(folder: Path) -> Any:
+        """What makes pixel inputs of a picture, from a checkpoint's folder; by PIL, so that nothing depends on torchvision."""
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
         """What `get_image_features` takes for one picture."""
         return self.process(images=image.convert("RGB"), return_tensors="pt")
 
+    def enter(self, value: torch.Tensor) -> torch.Tensor:
+        """An input of the image tower where the tower sits, and in its type."""
+        return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+
     def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
-        """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens."""
+        """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens, on the
+        CPU.
+        """
         shown = []
         for image, question in zip(images, questions, strict=True):
-            inputs = {k: v.to(self.model.device) for k, v in self.inputs(image, question).items()}
-            features = self.model.get_image_features(**inputs).pooler_output
-            shown.append(Shown(features[0].flatten(0, -2), inputs.get("image_grid_thw")))
+            inputs = self.inputs(image, question)
+            features = self.model.get_image_features(**{k: self.enter(v) for k, v in inputs.items()}).pooler_output
+            shown.append(Shown(features[0].flatten(0, -2).cpu(), inputs.get("image_grid_thw")))
         return shown
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -97,5 +118,5 @@ class Adapter:
         seen = self.order(length, prompt) & ((branch[None, :] == branch[:, None]) | (branch[None, :] == 0))
         # a padded position sees itself, or its softmax would be over nothing
         seen = (seen.to(mask.device) & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
-        dtype = self.model.dtype
+        dtype = self.embed.weight.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

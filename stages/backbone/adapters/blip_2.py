@@ -8,7 +8,7 @@ from stages.backbone.adapters.base import Adapter
 class Architecture(Adapter):
     """The language model is a causal one inside `language_model`; encoder-decoder models are not edited here."""
 
-    template = "{image}Question: {question} Answer:"
+    template = "{image}{bos}Question: {question} Answer:"
     marks = ("", "")
     connector = "language_projection"
 
@@ -23,4 +23,13 @@ class Architecture(Adapter):
 
     @property
     def linear(self) -> str:
-        return "fc2" if self.model.config.text_config.model_type == "opt" else "mlp.up_proj"
+        """The last linear map of OPT's MLP, the up-projection of a gated one (design §2)."""
+        return "fc2" if self._over_opt else "mlp.up_proj"
+
+    @property
+    def lead(self) -> str:
+        return " " if self._over_opt else ""
+
+    @property
+    def _over_opt(self) -> bool:
+        return self.model.config.text_config.model_type == "opt"

@@ -13,5 +13,5 @@ class Architecture(blip_2.Architecture):
     """32 query tokens a picture."""
 
     def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
-        pixels = preprocess(images, self.model.config.vision_config.image_size).to(self.model.device)
-        return [Shown(features) for features in self.model.get_image_features(pixels).pooler_output]
+        pixels = self.enter(preprocess(images, self.model.config.vision_config.image_size))
+        return [Shown(features.cpu()) for features in self.model.get_image_features(pixels).pooler_output]

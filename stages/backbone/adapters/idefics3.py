@@ -13,6 +13,7 @@ class Architecture(Adapter):
 
     template = "<|begin_of_text|>User:{image}{question}<end_of_utterance>\nAssistant:"
     marks = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
+    lead = " "
     end = "<end_of_utterance>"
     connector = "connector"
 

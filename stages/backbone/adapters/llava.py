@@ -15,5 +15,5 @@ class Architecture(Adapter):
         vision = self.model.config.vision_config
         if not isinstance(vision, EfficientNetLiteConfig):
             return super().show(images, questions)
-        pixels = preprocess(images, vision.image_size).to(self.model.device)
-        return [Shown(features) for features in self.model.get_image_features(pixels).pooler_output]
+        pixels = self.enter(preprocess(images, vision.image_size))
+        return [Shown(features.cpu()) for features in self.model.get_image_features(pixels).pooler_output]

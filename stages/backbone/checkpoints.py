@@ -1,0 +1,250 @@
+"""Real checkpoints: found by hub id or folder, checked before they are loaded, and named downstream by a small pointer.
+
+`data/backbones/<name>/` holds an embedded backbone's weights or, for a real checkpoint, `checkpoint.json` alone: which checkpoint
+at which commit, how it is loaded, and a digest. The digest spares every stage the reading of all weights: it covers the small
+files (configuration, tokenizer, processor) whole, and of a weight file the size, the header and the first 4 KiB of each tensor.
+"""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hub
+import torch
+from huggingface_hub import errors
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+
+import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
+from stages.backbone.adapters import architecture
+from stages.params import Checkpoint, UserError, write_atomically
+
+POINTER = "checkpoint.json"
+PROMPT = "prompt.json"  # what of the adapter's prompt differs for this checkpoint
+READ = ("*.json", "*.txt", "*.model", "*.jinja")  # the small files a checkpoint is read from
+SAMPLE = 4096  # bytes of each tensor that enter the digest
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "8bit": 1}
+ROOM = 1.1  # of the weights' size: what loading takes besides
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A resolved checkpoint: `revision` is a commit of the hub, None for a folder."""
+
+    checkpoint: str
+    revision: str | None
+    dtype: str
+    device_map: str
+    quantization: str
+    template: str | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what it is asked through; `process` is None for embedded backbones, `digest` names weights and prompt."""
+
+    model: nn.Module
+    tokenizer: Any
+    process: Any
+    prompt: Mapping[str, Any]
+    digest: str
+
+
+def point(settings: Checkpoint, folder: Path) -> Pointer:
+    """Resolve a checkpoint, download it where it comes from the hub, check that it can be edited, and leave its pointer in
+    `folder`; nothing is copied. Raises UserError for whatever is missing or does not fit.
+    """
+    found = locate(settings.checkpoint, settings.revision)
+    revision = None if is_folder(settings.checkpoint) else found.name
+    check(settings, found)
+    how = (settings.dtype, settings.device_map, settings.quantization, settings.template)
+    pointer = Pointer(settings.checkpoint, revision, *how, digest(found))
+    with write_atomically(folder / POINTER) as temporary:
+        temporary.write_text(json.dumps(asdict(pointer), indent=2) + "\n")
+    return pointer
+
+
+def load(folder: Path, layer: int | None) -> Loaded:
+    """Load an assembled backbone: an embedded one in float32, a real checkpoint as its pointer says. What is edited in `layer`
+    stays unquantised.
+    """
+    if (folder / POINTER).exists():
+        return _follow(Pointer(**json.loads((folder / POINTER).read_text())), layer)
+    if not (folder / "config.json").exists():
+        raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
+    whole = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return Loaded(model, AutoTokenizer.from_pretrained(folder), None, json.loads((folder / PROMPT).read_text()), whole)
+
+
+def _follow(pointer: Pointer, layer: int | None) -> Loaded:
+    name = pointer.checkpoint
+    found = locate(name, pointer.revision, cached=True)
+    if digest(found) != pointer.digest:
+        raise UserError(f"checkpoint: {name!r} has changed since the `backbone` stage read it; run `dvc repro -f` of that stage")
+    check(pointer, found)
+    config = AutoConfig.from_pretrained(found)
+    adapter = architecture(config)
+    quantised = {}
+    if pointer.quantization == "8bit":
+        edited = adapter.last_layer(config) if layer is None else layer
+        kept = [rf".*\.layers\.{edited}\.(mlp\.up_proj|fc2)", "lm_head"]
+        quantised["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    model, said = AutoModelForImageTextToText.from_pretrained(
+        found, dtype=getattr(torch, pointer.dtype), device_map=pointer.device_map, output_loading_info=True, **quantised
+    )
+    if said["missing_keys"] or said["mismatched_keys"]:
+        lacks = sorted(map(str, [*said["missing_keys"], *said["mismatched_keys"]]))
+        raise UserError(
+            f"checkpoint: {name!r} lacks {len(lacks)} weights of its architecture, first {lacks[0]}; download it again"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UserError(
+            f"checkpoint: {name!r} does not fit into memory whole; allowed: quantization 8bit, or a machine with more"
+        )
+    prompt = json.loads((found / PROMPT).read_text()) if (found / PROMPT).exists() else {}
+    prompt |= {} if pointer.template is None else {"template": pointer.template}
+    how = json.dumps([pointer.digest, pointer.dtype, pointer.quantization, pointer.template])
+    process = adapter.processor(found)
+    return Loaded(model, AutoTokenizer.from_pretrained(found), process, prompt, hashlib.sha256(how.encode()).hexdigest())
+
+
+# -- finding ----------------------------------------------------------------------------------------------------------------
+
+
+def is_folder(checkpoint: str) -> bool:
+    """Whether a checkpoint names a folder rather than a model of the hub."""
+    return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir()
+
+
+def locate(checkpoint: str, revision: str | None, cached: bool = False) -> Path:
+    """The folder of a checkpoint; one of the hub is downloaded unless it must be `cached`. UserError says what to do."""
+    if is_folder(checkpoint):
+        folder = Path(checkpoint).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"checkpoint: no folder {checkpoint!r}; give the path of a checkpoint's folder, or a model of the hub"
+            )
+        return folder
+    try:
+        files = [*READ, "model*.safetensors"]
+        return Path(hub.snapshot_download(checkpoint, revision=revision, allow_patterns=files, local_files_only=cached))
+    except errors.HFValidationError:
+        raise UserError(f"checkpoint: {checkpoint!r} is not allowed; allowed: a folder, or owner/name of the hub") from None
+    except errors.GatedRepoError:
+        do = "ask for access on its page of the hub, then run `hf auth login` or set HF_TOKEN"
+        raise UserError(f"checkpoint: {checkpoint!r} is gated (401 or 403); {do}") from None
+    except errors.RevisionNotFoundError:
+        raise UserError(
+            f"revision: {revision!r} of {checkpoint!r} does not exist; allowed: a branch, tag or commit of it"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        do = "check the name; for a private model run `hf auth login` or set HF_TOKEN"
+        raise UserError(f"checkpoint: the hub shows no {checkpoint!r} (401 or 404); {do}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        if cached:
+            raise UserError(f"checkpoint: {checkpoint!r} has left the hub's cache; run the `backbone` stage again") from None
+        closed = hub.constants.HF_HUB_OFFLINE
+        why = "HF_HUB_OFFLINE=1 keeps it from the hub; run once with HF_HUB_OFFLINE=0" if closed else "the hub cannot be reached"
+        raise UserError(f"checkpoint: {checkpoint!r} is neither a folder nor in the hub's cache, and {why}") from None
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"checkpoint: {checkpoint!r}: the hub says: {error}") from None
+
+
+# -- checking ---------------------------------------------------------------------------------------------------------------
+
+
+def check(settings: Checkpoint | Pointer, folder: Path) -> None:
+    """Whether the checkpoint in `folder` has all its files, an adapter, and room; raises UserError before any weight is read."""
+    name = settings.checkpoint
+    if not (folder / "config.json").exists():
+        raise UserError(f"checkpoint: {name!r} holds no config.json; needed: a folder as `save_pretrained` leaves it")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"checkpoint: {name!r}: transformers cannot read its config.json: {first_line(error)}") from None
+    adapter = architecture(config)
+    for part, read in (("tokenizer", AutoTokenizer.from_pretrained), ("image processor", adapter.processor)):
+        try:
+            read(folder)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"checkpoint: {name!r} holds no {part} that transformers can read: {first_line(error)}") from None
+    token = getattr(config, "image_token_id", None)
+    if token is None or AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(token) is None:
+        raise UserError(f"checkpoint: {name!r} has no image token that config and tokenizer agree on; take a later revision")
+    if settings.quantization == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("quantization: '8bit' needs bitsandbytes; run `pip install bitsandbytes` in .venv, or set it to none")
+    needed, free, where = memory_needed(settings, folder), *memory_free(settings.device_map)
+    if needed > free:
+        sizes = f"{needed / 2**30:.1f} GiB as {settings.dtype} (quantization {settings.quantization}), {free / 2**30:.1f} GiB"
+        do = "take a larger machine, a shorter dtype, or quantization 8bit"
+        raise UserError(f"checkpoint: {name!r} needs about {sizes} of {where} are free; {do}")
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, without the page that may follow."""
+    return str(error).strip().split("\n")[0]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, as its index lists them."""
+    index = folder / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        do = "download it again, or save it as safetensors with `save_pretrained`"
+        raise UserError(f"checkpoint: {folder} holds no {missing[0]}; {do}")
+    return [folder / name for name in names]
+
+
+def tensors(path: Path) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Shape and place in the file, in bytes, of every tensor of a safetensors file, by its header alone."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name in sorted(header.keys() - {"__metadata__"}):
+        yield tuple(header[name]["shape"]), 8 + length + header[name]["data_offsets"][0]
+
+
+def digest(folder: Path) -> str:
+    """A digest of a checkpoint's files that reads little of the weights (see the module's text)."""
+    result = hashlib.sha256()
+    for path in sorted(path for pattern in READ for path in folder.rglob(pattern)):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            result.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    for path in weight_files(folder):
+        result.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            result.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            for _, start in tensors(path):
+                file.seek(start)
+                result.update(file.read(SAMPLE))
+    return result.hexdigest()
+
+
+def memory_needed(settings: Checkpoint | Pointer, folder: Path) -> float:
+    """An estimate, in bytes, of what the loaded weights take."""
+    each = SIZES["8bit" if settings.quantization == "8bit" else settings.dtype]
+    return ROOM * each * sum(math.prod(shape) for path in weight_files(folder) for shape, _ in tensors(path))
+
+
+def memory_free(device_map: str) -> tuple[float, str]:
+    """Bytes that are free where a model would go, and what they are of."""
+    cards = torch.cuda.device_count()
+    if device_map == "cuda" and not cards:
+        raise UserError("device_map: 'cuda' is not allowed: PyTorch sees no GPU here; allowed: auto, cpu")
+    if device_map != "cpu" and cards:
+        used = range(cards if device_map == "auto" else 1)
+        return float(sum(torch.cuda.mem_get_info(card)[0] for card in used)), "GPU memory"
+    meminfo = Path("/proc/meminfo")  # Linux also says what its file cache would give back
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1]) * 1024, "memory"
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "memory"

@@ -1,0 +1,114 @@
+"""Models on an accelerator and in short types: no tensor meets one of another device, and edits stay exact where they must."""
+
+import pytest
+import torch
+
+from stages.backbone.adapters import adapt
+from stages.backbone.vlm import Backbone
+from stages.editing import trace
+from stages.editing.__main__ import fingerprint
+from stages.editing.codebook import Codebook, Entry
+from stages.editing.editor import load_editor
+from tests import elsewhere
+from tests.test_adapters import ARCHITECTURES, EDITORS, PICTURES, ROW, SAMPLES, open_checkpoint, save_checkpoint, words  # noqa: F401
+
+PROBES = trace.probes_of(ROW, SAMPLES)
+
+
+def traced(backbone: Backbone, editor: str) -> list[dict]:
+    states = trace.run_trunk(backbone, ROW, PROBES)
+    edit = load_editor(editor)(backbone, trace.request_of(states), EDITORS[editor])
+    return trace.trace_edit(backbone, ROW, PROBES, states, edit)
+
+
+def moved(backbone: Backbone) -> Backbone:
+    """The same backbone on the pretended accelerator; the one given is used up."""
+    model, tokenizer, old = elsewhere.move(backbone.model), backbone.tokenizer, backbone.adapter
+    prompt = {"template": old.template, "end": old.end}
+    made = Backbone(model, tokenizer, backbone.layer, backbone.fingerprint, adapt(model, tokenizer, old.process, prompt))
+    made.add_pictures(PICTURES)
+    return made
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
+    far, near = torch.ones(2, 3).to("cpu"), torch.ones(2, 3)
+    with elsewhere.accelerator():
+        far = far.to(elsewhere.DEVICE)
+        for wrong in (
+            lambda: far + near,
+            lambda: torch.cat([far, near]),
+            lambda: far @ near.T,
+            lambda: far[0].where(near > 0, far),
+        ):
+            with pytest.raises(RuntimeError, match="CPU and elsewhere"):
+                wrong()
+        assert (far + torch.tensor(1.0)).sum().item() == 12  # scalars may meet
+        assert far[torch.tensor([True, False])].cpu().tolist() == [[1, 1, 1]]  # indices may be on the CPU
+        assert torch.arange(3, device=far.device).cpu().tolist() == [0, 1, 2]
+        assert torch.tensor([2.0], device=far.device).cpu().tolist() == [2]
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp_path) -> None:  # noqa: F811
+    """With the editors that stand for the rest on one architecture, and one editor on all."""
+    backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path)
+    editors = sorted(EDITORS) if architecture == "llava" else ["balancedit"]
+    expected, weights = {name: traced(backbone, name) for name in editors}, fingerprint(backbone)
+    backbone = moved(backbone)
+    with elsewhere.accelerator():
+        found = {name: traced(backbone, name) for name in editors}
+        assert fingerprint(backbone) == weights
+    for name in editors:
+        for here, there in zip(expected[name], found[name], strict=True):
+            numbers = {key for key, value in here.items() if isinstance(value, float)}
+            assert {k: there[k] for k in there.keys() - numbers} == {k: here[k] for k in here.keys() - numbers}
+            for key in numbers:
+                assert there[key] == pytest.approx(here[key], abs=1e-3, rel=1e-3, nan_ok=True), key
+
+
+def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:  # noqa: F811
+    backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path)
+
+    def answered(backbone: Backbone) -> torch.Tensor:
+        states = trace.run_trunk(backbone, ROW, PROBES)
+        phi, book = states.phi["prompt"], Codebook()
+        edit = load_editor("balancedit")(backbone, trace.request_of(states), EDITORS["balancedit"])
+        book.add(Entry(phi[0], 1e-3, ROW["target"], edit))
+        chosen = book.route(phi[: len(states.mask)])
+        assert 0 in chosen and -1 in chosen
+        with torch.no_grad(), book.applied(backbone, states.mask, chosen):
+            return backbone.head(backbone.tail(states.hidden, states.mask, states.positions, 1))
+
+    expected = answered(backbone)
+    backbone = moved(backbone)
+    with elsewhere.accelerator():
+        torch.testing.assert_close(answered(backbone), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"blip_2_lite"}))
+def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -> None:  # noqa: F811
+    """bfloat16 states, float32 keys and master weights; every editor lowers the loss and leaves the weights as they were."""
+    backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
+    assert backbone.edited.weight.dtype == torch.bfloat16
+    weights, states = fingerprint(backbone), trace.run_trunk(backbone, ROW, PROBES)
+    assert states.hidden.dtype == torch.bfloat16
+    assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
+    for name in sorted(EDITORS) if architecture == "llava" else ["balancedit"]:
+        request = trace.request_of(states)
+        before = load_editor(name)(backbone, request, EDITORS[name] | {"steps": 0})
+        edit = load_editor(name)(backbone, request, EDITORS[name])
+        rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
+        assert edit.loss < before.loss and rows[0]["target_on"] == edit.reached
+    assert fingerprint(backbone) == weights
+
+
+def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:  # noqa: F811
+    """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
+    backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
+    request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES))
+    settings = {"lr": 1e-4, "steps": 1, "margin": 100.0}
+    edit = load_editor("balancedit")(backbone, request, settings)
+    identity = torch.eye(backbone.edited.in_features)[None]
+    seen = edit.output(identity, request.prompt)[0].T
+    changed = (seen - backbone.weight).abs()
+    assert changed.max() < 2e-4 and (changed > 5e-5).float().mean() > 0.9
