@@ -53,7 +53,7 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == 1e-3  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 60
+    assert params.dataset("okedit").test == 150
     assert params.seeds == {"s0": 0}
 
 
@@ -160,7 +160,7 @@ def test_what_only_a_source_knows_is_read_by_the_source(stages):
         images: int = entry(count(1))
 
     dataset = load_with(stages, "datasets", "okedit", "images", value=0).dataset("okedit")
-    assert dataset.own == {"images": 0} and dataset.near == 3
+    assert dataset.own == {"images": 0} and dataset.near == 5
     with pytest.raises(UserError, match=r"datasets\.okedit\.images: 0 is not allowed; allowed: a whole number >= 1"):
         dataset.settings(Settings)
     dataset = load_with(stages, "datasets", "okedit", "nera", value=3).dataset("okedit")
