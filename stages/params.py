@@ -159,6 +159,14 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Edits:
+    """How many edits of each dataset are made, at most: the first of each split."""
+
+    test: int = entry(count(1))
+    dev: int = entry(count(0))
+
+
+@dataclass(frozen=True)
 class Method:
     """An editor, its router and the editor's own hyper-parameters.
 
@@ -191,6 +199,7 @@ class Params:
     accuracy: Accuracy
     backbones: Mapping[str, Backbone]
     datasets: Mapping[str, Dataset]
+    edits: Edits
     methods: Mapping[str, Method]
     seeds: Mapping[str, int]
 
@@ -247,6 +256,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
         backbones=_axis("backbones", raw, backbone),
         datasets=_axis("datasets", raw, partial(read_section, Dataset, stages=stages)),
+        edits=read_section(Edits, "edits", raw["edits"], stages),
         methods=_axis("methods", raw, method),
         seeds=_axis("seeds", raw, seed),
     )

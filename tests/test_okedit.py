@@ -1,7 +1,10 @@
 """The embedded source on a small made-up world, and the schema's checks."""
 
+import copy
 import dataclasses
+import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from stages.assets.knowledge import Concept, Hop, Knowledge, Relation
+from stages.assets.knowledge import Concept, Hop, Knowledge, Relation, load
+from stages.assets.wheels import WHEELS
 from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
-from stages.backbone.views import SEEN_VENDORS
-from stages.okedit import schema
+from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
+from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
+from stages.backbone.vlm import Query
+from stages.okedit import easyedit, schema
 from stages.okedit.images import Neighbours, composite
-from stages.okedit.sources.embedded import COMPOSITES, VENDORS, build
+from stages.okedit.sources import embedded, evqa
+from stages.okedit.sources.embedded import COMPOSITES, VENDORS, Fact, build, in_turn
+from stages.okedit.splits import split_of
+from stages.okedit.truth import Truth
 from stages.params import Dataset, UserError
 from stages.samples.generate import samples_of
-from stages.samples.pools import Drawings
+from stages.samples.pools import Drawings, other_question
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",
@@ -44,8 +55,16 @@ def knowledge() -> Knowledge:
     return Knowledge(concepts, relations)
 
 
+@pytest.fixture(scope="session")
+def tower() -> dict[str, torch.Tensor]:
+    """Weights in place of ImageNet's."""
+    torch.manual_seed(0)
+    return EfficientNetLiteTower(EfficientNetLiteConfig()).net.state_dict()
+
+
 @pytest.fixture()
-def assets(tmp_path: Path, knowledge: Knowledge) -> Path:
+def assets(tmp_path: Path, knowledge: Knowledge, tower: dict[str, torch.Tensor]) -> Path:
+    torch.save(tower, tmp_path / "efficientnet-lite0.pth")
     rng = np.random.default_rng(0)
     for vendor in VENDORS:
         (tmp_path / "emoji" / vendor).mkdir(parents=True)
@@ -71,9 +90,11 @@ def test_rows_keep_every_promise_of_the_design(built, knowledge: Knowledge) -> N
     rows, pictures, _ = built
     ids = {p.image_id for p in pictures}
     assert [sum(r.split == s for r in rows) for s in ("test", "dev", "train")] == [4, 2, 2]
+    assert tuple(r.image_id.split("/")[0] for r in rows if r.split == "test") == SEEN_VENDORS[:4]
     split_of: dict[str, str] = {}
     for row in rows:
         assert split_of.setdefault(row.concept, row.split) == row.split
+        assert len(row.unedited) == 1
         answers = knowledge.relations[row.relation].facts
         assert row.answer == answers[row.concept] and row.target in set(answers.values()) - {row.answer}
         assert len(row.generality_image_ids) == len(VENDORS) - 1 + COMPOSITES
@@ -99,11 +120,25 @@ def test_the_same_seed_gives_the_same_rows(built, knowledge: Knowledge, assets: 
     assert built[1] == again[1]
 
 
+def says(monkeypatch: pytest.MonkeyPatch, answer: Callable[[object, Query], str]) -> list[Query]:
+    """Let each backbone give this answer; the list fills with what they are asked."""
+    asked: list[Query] = []
+
+    def answers(backbone: object, queries: Sequence[Query]) -> list[str]:
+        asked.extend(queries)
+        return [answer(backbone, query) for query in queries]
+
+    monkeypatch.setattr("stages.okedit.sources.embedded.unedited_answers", answers)
+    return asked
+
+
 def test_targets_avoid_what_a_backbone_already_says(knowledge: Knowledge, assets: Path, backbone, monkeypatch) -> None:
-    monkeypatch.setattr("stages.okedit.sources.embedded.Builder.unedited", lambda *_: "Two")
+    asked = says(monkeypatch, lambda *_: "Two")
     rows, _, rejected = build(DATASET, knowledge, assets, [backbone], seed=0)
     assert "two" not in {r.target for r in rows if r.relation == "legs"}
-    assert rejected["target is the unedited answer"] > 0
+    assert {r.unedited for r in rows} == {("Two",)}
+    assert rejected["target: is the unedited answer"] > 0
+    assert {(q.question, q.image_id) for q in asked} == {(r.question, r.image_id) for r in rows}
 
 
 def test_more_edits_than_facts_are_refused(knowledge: Knowledge, assets: Path, backbone) -> None:
@@ -134,9 +169,9 @@ def test_sentences() -> None:
     assert as_sentence("Is it so? ") == "Is it so?"
 
 
-def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: Path, backbone) -> None:
+def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: Path) -> None:
     row = dataclasses.asdict(built[0][0])
-    pool = Drawings(knowledge, assets / "emoji", backbone)
+    pool = Drawings(knowledge, assets)
     table = torch.randn(len(LEGS), 4, generator=torch.Generator().manual_seed(0))
     pool.neighbours = known(dict.fromkeys(SEEN_VENDORS, table))
     vendor = row["image_id"].split("/")[0]
@@ -179,10 +214,15 @@ def test_bad_rows_are_named_and_nothing_is_written(built, tmp_path: Path, change
     assert not (tmp_path / "out").exists()
 
 
-def test_a_counterfactual_must_be_false(built, tmp_path: Path) -> None:
+def test_a_target_is_false_or_corrects_what_was_answered(built, tmp_path: Path) -> None:
     rows, pictures, _ = built
+    ids, true = {p.image_id for p in pictures}, dataclasses.replace(rows[0], target=rows[0].answer)
     with pytest.raises(UserError, match="is the true answer"):
-        schema.write(tmp_path, [dataclasses.replace(rows[0], target=rows[0].answer)], pictures)
+        schema.check([dataclasses.replace(true, unedited=())], ids)
+    for row in (true, rows[0]):
+        with pytest.raises(UserError, match="is an unedited answer"):
+            schema.check([dataclasses.replace(row, unedited=("no idea", row.target.upper()))], ids)
+        schema.check([dataclasses.replace(row, unedited=("no idea",))], ids)
 
 
 def test_tables_round_trip_and_a_lost_field_is_named(built, tmp_path: Path) -> None:
@@ -202,3 +242,173 @@ def test_tables_round_trip_and_a_lost_field_is_named(built, tmp_path: Path) -> N
 def test_a_corrupt_picture_is_named() -> None:
     with pytest.raises(UserError, match="image 'Goog/U"):
         schema.decode("Goog/U+1F600", b"not a png")
+
+
+# -- error corrections -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def corrected(knowledge: Knowledge, assets: Path, backbone, monkeypatch):
+    """Corrections of two backbones: both are right about the birds and about all that Windows's artist drew, the second about
+    ants too; else they have no idea.
+    """
+    second = copy.copy(backbone)
+
+    def answer(asked_of: object, query: Query) -> str:
+        relation = next(r for r in knowledge.relations.values() if r.question == query.question)
+        vendor, code = query.image_id.split("/")[:2]
+        concept = next(c.concept for c in knowledge.concepts if c.code_point == code)
+        known = {"hen", "owl", "gull"} | ({"ant"} if asked_of is second else set())
+        return relation.facts[concept] if vendor == "Wind" or concept in known else "no idea"
+
+    asked = says(monkeypatch, answer)
+    dataset = dataclasses.replace(DATASET, name="corrections", source="evqa", test=12, dev=4, train=4, far=1)
+    return *evqa.build(dataset, knowledge, assets, [backbone, second], seed=0), asked
+
+
+def test_corrections_are_made_where_every_backbone_is_wrong(corrected, knowledge: Knowledge) -> None:
+    rows, pictures, rejected, asked = corrected
+    assert [sum(r.split == s for r in rows) for s in ("test", "dev", "train")] == [12, 3, 4]
+    names = {split: [r.relation == "name" for r in rows if r.split == split] for split in schema.SPLITS}
+    assert names["dev"] == [True, False, False]  # one dev concept is unknown: fewer edits than wanted, none in its stead
+    assert names["test"][:4] == [True, False, True, False]
+    assert {r.concept for r in rows} <= set(LEGS) - {"hen", "owl", "gull", "ant"}
+    for row in rows:
+        assert row.target == row.answer == knowledge.relations[row.relation].facts[row.concept]
+        assert row.image_id.split("/")[0] == "Twtr"
+        assert row.unedited == ("no idea", "no idea") and row.hops == []
+        assert len(row.generality_image_ids) == len(set(row.generality_image_ids)) == len(VENDORS) - 1 + COMPOSITES
+        assert row.image_id not in row.generality_image_ids
+        kinds = {p["kind"] for p in row.locality}
+        assert kinds == set(schema.LOCALITY_KINDS)
+        assert all(p["answer"] != row.target for p in row.locality if p["kind"] in ("near_image", "far_image"))
+    assert rejected["unedited answer: right"] > 0
+    assert {q.image_id.split("/")[0] for q in asked} == set(HELD_OUT_VENDORS)
+    assert {p.image_id for p in pictures} == set().union(*(r.shown() for r in rows))
+    schema.check(rows, {p.image_id for p in pictures})
+
+
+def test_a_correction_exports_what_was_answered(corrected, tmp_path: Path) -> None:
+    rows, pictures, _, _ = corrected
+    easyedit.export(tmp_path / "easyedit", rows, pictures)
+    records = [r for split in schema.SPLITS for r in json.loads((tmp_path / f"easyedit/{split}.json").read_text())]
+    assert {r["pred"] for r in records} == {"no idea"}
+    assert [r["alt"] for r in records] == [r.target for split in schema.SPLITS for r in rows if r.split == split]
+
+
+def test_an_answer_in_other_words_is_no_error(knowledge: Knowledge, assets: Path, backbone) -> None:
+    builder = embedded.opened(evqa.Builder, DATASET, knowledge, assets, [backbone], 0)
+    fact = Fact("name", "cat", "name-U+0000", "Twtr", "Twtr/U+0000")
+    judged = {said: builder.is_wrong(dataclasses.replace(fact, said=(said,))) for said in ("dog", "", "Cat", "A cat", "four")}
+    assert judged == {"dog": True, "": True, "Cat": False, "A cat": False, "four": False}  # it has four legs
+    assert builder.rejected == {"unedited answer: right": 1, "unedited answer: may be true": 2}
+
+
+def test_a_sample_asks_another_question_than_the_edits(corrected, knowledge: Knowledge, assets: Path) -> None:
+    pool = Drawings(knowledge, assets)
+    for row in map(dataclasses.asdict, corrected[0]):
+        asked = other_question(row, knowledge)
+        mine = knowledge.relations[row["relation"]]
+        assert asked not in (mine.question, *mine.rephrasings_train, *mine.rephrasings)
+        assert (pool.picture(row["image_id"]) is None) == (row["image_id"].count("/") == 2)
+
+
+@given(st.lists(st.lists(st.integers(), max_size=5), max_size=4))
+def test_queues_take_turns(queues: list[list[int]]) -> None:
+    numbered = [[(turn, i) for turn, _ in enumerate(queue)] for i, queue in enumerate(queues)]
+    assert list(in_turn(*numbered)) == sorted(pair for queue in numbered for pair in queue)
+
+
+# -- the table of facts allows what is promised ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table() -> Knowledge:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def truth(table: Knowledge) -> Truth:
+    return Truth(table)
+
+
+@given(st.data())
+def test_targets_are_never_known_to_be_true(table: Knowledge, truth: Truth, data: st.DataObject) -> None:
+    """A target that is allowed is none of the concept's own answers, under any of its code points, and overlaps with none."""
+    relation = data.draw(st.sampled_from([r for r in table.relations.values() if r.relation != "name"]))
+    concept = data.draw(st.sampled_from(sorted(relation.facts)))
+    answer = data.draw(st.sampled_from(sorted(set(relation.facts.values()))))
+    name = {c.concept: c.name for c in table.concepts}
+    own = {a for c, a in relation.facts.items() if name[c] == name[concept]}
+    together = [group for group in truth.groups.get(relation.relation, []) if answer in group and group & own]
+    if answer in own or together:
+        assert truth.may_be(relation.relation, concept, answer)
+    assert truth.may_be(relation.relation, concept, answer.upper()) == truth.may_be(relation.relation, concept, answer)
+
+
+def test_what_the_table_says_elsewhere_may_be_true(tmp_path: Path) -> None:
+    facts = {"cow": "farmer", "drum": "musician"}
+    known = Knowledge(
+        tuple(Concept(c, c, "Things", f"U+{i}") for i, c in enumerate((*facts, "tent"))),
+        {
+            "worker": relation("worker", facts, (Hop(1, "Where?", {"farmer": "farm", "musician": "stage"}),)),
+            "place": relation("place", {"cow": "stable", "drum": "cellar", "tent": "farm"}),
+        },
+    )
+    (tmp_path / "overlaps.yaml").write_text("place:\n- [stable, cellar]\nanother:\n- [a, b]\n")
+    truth = Truth(known, tmp_path / "overlaps.yaml")
+    assert truth.of("place", "cow") == {"stable", "cellar", "farmer", "farm"}
+    assert [truth.may_be("place", "tent", a) for a in ("cellar", "farm", "old farm")] == [False, True, True]
+    (tmp_path / "overlaps.yaml").write_text("place:\n- [stable, moon]\n")
+    with pytest.raises(UserError, match="overlaps.yaml: place: 'moon' is not allowed"):
+        Truth(known, tmp_path / "overlaps.yaml")
+
+
+def test_every_fact_has_targets_and_enough_others(table: Knowledge, truth: Truth) -> None:
+    """Three counterfactuals at least, and five near and five far concepts beside the one that is left for a sample."""
+    name = {c.concept: c.name for c in table.concepts}
+    for relation in table.relations.values():
+        for concept in relation.facts if relation.relation != "name" else ():
+            answers = set(relation.facts.values())
+            targets = {a for a in answers if not truth.may_be(relation.relation, concept, a)}
+            assert len(targets) >= 3, (relation.relation, concept)
+            for target in targets | {relation.facts[concept]}:
+                others = {name[c] for c, a in relation.facts.items() if a != target} - {name[concept]}
+                assert len(others) >= 5 + 1 + 5, (relation.relation, concept, target)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_split_by_concept_leaves_the_edits_of_the_full_set(table: Knowledge, seed: int) -> None:
+    wanted = {"test": 150, "dev": 50, "train": 300}
+    name = {c.concept: c.name for c in table.concepts}
+    facts = {(r.relation, name[c]) for r in table.relations.values() if r.relation != "name" for c in r.facts}
+    splits = split_of({n for _, n in facts}, wanted, seed)
+    for split, n in wanted.items():
+        assert sum(splits[named] == split for _, named in facts) >= 1.3 * n, split
+
+
+def test_the_data_card_says_what_the_code_has(table: Knowledge) -> None:
+    card = (Path(__file__).parent.parent / "data/README.md").read_text()
+    assert re.findall(r"\| `([0-9a-f]{64})` \|", card) == [wheel.sha256 for wheel in WHEELS]
+    assert all(f"| {wheel.name} {wheel.version} |" in card for wheel in WHEELS)
+    facts = [r.facts for r in table.relations.values() if r.relation != "name"]
+    assert (
+        f"{len(facts)} relations, {sum(map(len, facts))} facts" in card and f"drawings of {len(table.concepts)} concepts" in card
+    )
+    for title, fields in (("edits", schema.EDITS.names), ("images", schema.IMAGES.names)):
+        section = card.split(f"### `{title}.parquet`")[1].split("\n## ")[0].split("\n### ")[0]
+        assert re.findall(r"(?m)^\| `(\w+)` \|", section) == fields
+    kinds = card.split("Kinds of locality probes:")[1].split("\n\n")[0]
+    assert re.findall(r"`(\w+)` \(", kinds) == list(schema.LOCALITY_KINDS)
+
+
+def test_what_is_to_be_recognised_can_be_asked_another_question(table: Knowledge, assets: Path) -> None:
+    """Also where two concepts have one name and a fact is known of one of them alone; and there is room for errors to be rare."""
+    dataset = dataclasses.replace(DATASET, name="corrections", source="evqa", test=150, dev=50, train=300)
+    builder = embedded.opened(evqa.Builder, dataset, table, assets, [], 0)
+    for split, wanted in builder.wanted.items():
+        listed = builder.candidates(split)
+        assert len({fact.edit_id for fact in listed}) == len(listed) >= 2 * wanted
+        for fact in listed:
+            if fact.relation == "name":
+                assert other_question({"relation": "name", "concept": fact.concept}, table)

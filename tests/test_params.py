@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.params import UserError, count, derive_seed, entry, load, run, write_atomically
+from stages.params import Edits, UserError, count, derive_seed, entry, load, run, write_atomically
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
     editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
     modules = [*(f"editing/{editor}" for editor in sorted(editors)), "editing/codebook"]
-    modules += ["editing/__init__", "okedit/sources/embedded", "backbone/families/llava_smollm2"]
+    modules += ["editing/__init__", "okedit/sources/embedded", "okedit/sources/evqa", "backbone/families/llava_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == 1e-3  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 60
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(60, 20)
     assert params.seeds == {"s0": 0}
 
 
@@ -160,7 +160,7 @@ def test_what_only_a_source_knows_is_read_by_the_source(stages):
         images: int = entry(count(1))
 
     dataset = load_with(stages, "datasets", "okedit", "images", value=0).dataset("okedit")
-    assert dataset.own == {"images": 0} and dataset.near == 3
+    assert dataset.own == {"images": 0} and dataset.near == 5
     with pytest.raises(UserError, match=r"datasets\.okedit\.images: 0 is not allowed; allowed: a whole number >= 1"):
         dataset.settings(Settings)
     dataset = load_with(stages, "datasets", "okedit", "nera", value=3).dataset("okedit")

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from stages.params import UserError
-from stages.report import execute, figures, html, index, names, sweeps, tables
+from stages.report import datasets, execute, figures, html, index, names, sweeps, tables
 from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
@@ -122,6 +123,23 @@ def ablations() -> dict[str, list[dict]]:
     }
 
 
+def write_counts(path: Path) -> None:
+    """What the okedit stage says of a dataset: 5 test edits, one dev edit, of 2 relations."""
+    sizes = {"test": {"made_of_0": 3, "made_of_1": 2}, "dev": {"made_of_1": 1}, "train": {}}
+    splits = {
+        split: {
+            "edits": sum(found.values()),
+            "relations": found,
+            "probes": dict.fromkeys(names.LOCALITY, 2 * sum(found.values())),
+            "phrasings": dict.fromkeys(datasets.USES, len(found)),
+        }
+        for split, found in sizes.items()
+    }
+    counts = {"splits": splits, "rejected": {"target: may be true": 4}, "rejected_first": {"target: may be true": ["e1: tin"]}}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(counts))
+
+
 def build(root: Path) -> None:
     """Every input of every notebook, under `root`."""
     rng = np.random.default_rng(0)
@@ -143,6 +161,7 @@ def build(root: Path) -> None:
         for i in range(10)
     ]
     write(root / "data/okedit/okedit/images.parquet", images)
+    write_counts(root / "reports/okedit/okedit.json")
     outcomes = [
         outcome_row(method, seed, edit, probe, kind, float(rng.uniform(0, 2)))
         for method in METHODS
@@ -359,3 +378,27 @@ def test_variants_are_ordered_and_constants_say_which():
 def test_wilson_interval():
     low, high = figures.wilson(pd.Series([0.5]), pd.Series([10]))
     assert low[0] == pytest.approx(0.2366, abs=1e-4) and high[0] == pytest.approx(0.7634, abs=1e-4)
+
+
+def test_tables_of_a_dataset_show_its_counts(studied, monkeypatch):
+    monkeypatch.chdir(studied)
+    counts = datasets.read(["okedit"])
+    shown = [[cell.text for cell in row] for row in datasets.relation_table(counts).rows]
+    assert shown == [
+        ["okedit", "made of 0", "0", "0", "3", "3"],
+        ["okedit", "made of 1", "0", "1", "2", "3"],
+        ["okedit", "all", "0", "1", "5", "6"],
+    ]
+    probes = [[cell.text for cell in row] for row in datasets.probe_table(counts).rows]
+    assert probes[0] == ["okedit", "Near picture", "0", "2", "10"] and len(probes) == len(names.LOCALITY)
+    assert [c.text for c in datasets.rejection_table(counts).rows[0]] == ["okedit", "target: may be true", "e1: tin", "4"]
+    assert "okedit: 5 test, 1 dev, 0 train" in datasets.relation_table(counts).caption
+    with pytest.raises(UserError, match="reports/okedit/evqa.json: missing"):
+        datasets.read(["okedit", "evqa"])
+
+
+def test_a_correction_says_what_was_answered_before():
+    edit = pd.DataFrame([edit_row(0) | {"target": "clay", "unedited": ["<mud>", "wool"]}])
+    images = pd.DataFrame([{"image_id": "Goog/0", "vendor": "Goog", "png": png("red")}])
+    shown = html.examples(edit, images, 1).data
+    assert "unedited answer <b>&lt;mud&gt;</b>, edited to <b>clay</b>" in shown and "wool" not in shown

@@ -1,8 +1,7 @@
 """One adapter over a Hugging Face image-text model: prompts, spans, the frozen trunk and answers under teacher forcing.
 
-Editing decoder layer ℓ leaves the layers below it untouched. The trunk therefore runs once per query (`prefill`, `extend`)
-and everything an edit changes runs from the cached hidden states that enter ℓ (`tail`). Prompts are left-padded, so that
-every answer starts in one column.
+Editing decoder layer ℓ leaves the layers below it untouched: the trunk runs once per query (`prefill`, `extend`), and what an
+edit changes runs from the hidden states that enter ℓ (`tail`). Prompts are left-padded: answers start in one column.
 """
 
 import contextlib
@@ -45,13 +44,21 @@ class Prompts:
 
 @dataclass
 class Trunk:
-    """What the frozen layers say of a batch of prompts: the states that enter layer ℓ and the inputs of its edited linear map."""
+    """What the frozen layers say of a batch of prompts."""
 
     prompts: Prompts
-    hidden: torch.Tensor  # [B, P, D]
+    hidden: torch.Tensor  # [B, P, D]: the states that enter layer ℓ
     inputs: torch.Tensor  # [B, P, D]: the edited linear map's input
     final: torch.Tensor  # [B, D]: the last prompt position's, ready for the language head
     cache: DynamicCache
+
+    def select(self, rows: torch.Tensor) -> "Trunk":
+        """The part of the batch that the indices `rows` name, with keys and values of its own."""
+        asked, cache = self.prompts, copy.deepcopy(self.cache)
+        cache.batch_select_indices(rows)
+        spans = {name: span[rows] for name, span in asked.spans.items()}
+        part = Prompts(asked.embeds[rows], asked.mask[rows], asked.positions[..., rows, :], spans)
+        return Trunk(part, self.hidden[rows], self.inputs[rows], self.final[rows], cache)
 
 
 class PassThrough(nn.Module):
@@ -66,9 +73,8 @@ class Backbone:
 
     A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
 
-    The model may sit on an accelerator, or be split over several, in a short floating-point type. Masks, positions, spans, trunk
-    states and logits are on the CPU all the same, logits and φ in float32: what enters the model moves to where it sits, what is
-    kept moves back. What replaces the edited linear map gets its inputs where that map sits, in float32.
+    The model may sit on accelerators, in a short floating-point type. Masks, positions, spans, trunk states and logits are on the
+    CPU all the same, logits and φ in float32. What replaces the edited linear map gets float32 inputs where that map sits.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
@@ -146,8 +152,7 @@ class Backbone:
         surroundings, as the model met it in training.
         """
         head, tail = self.adapter.template.split("{question}")
-        shown = self.show(queries)
-        told = []
+        shown, told = self.show(queries), []
         for query, picture in zip(queries, shown, strict=True):
             before, after = self.adapter.marks
             image = before + self.adapter.image_token * len(picture.features) + after if picture else ""

@@ -25,7 +25,7 @@ from stages.editing.editor import Edit, attempt, module_of
 from stages.editing.fitting import Example, fitted, training_probes
 from stages.editing.partial import Partial
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
-from stages.okedit.schema import decode, read_edits, read_images, write_table
+from stages.okedit.schema import decode, read_edits, read_images, read_made, write_table
 from stages.params import UserError, derive_seed, load, run
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
@@ -40,7 +40,7 @@ def main() -> None:
     dataset, settings, method = params.dataset(sys.argv[1]), params.backbone(sys.argv[2]), params.method(sys.argv[3])
     cell, editor = "-".join(sys.argv[1:]), module_of(method.editor)
     hyper = asdict(method.settings(editor.Settings))  # routing comes after tracing
-    rows = read_edits(Path("data/okedit") / dataset.name, ("dev", "test"))
+    rows = read_made(Path("data/okedit") / dataset.name, params.edits)
     folders = Path("data/okedit") / dataset.name, Path("data/samples") / dataset.name
     images = read_images(*(folder / "images.parquet" for folder in folders))
     samples = pq.read_table(folders[1] / "samples.parquet").to_pylist()

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone import vlm
-from stages.backbone.vlm import SPANS, Backbone, Query, mean_over
+from stages.backbone.vlm import SPANS, Backbone, Query, Trunk, mean_over
 from stages.editing import full
 from stages.editing.editor import Edit, Request
 from stages.params import write_atomically
 
 ANSWER_LIMIT = 12  # tokens of a greedy answer
+SHORT = 5  # an answer of more tokens, its end among them, runs apart from the many short ones
 TOP = 10
 ALL = slice(None)
 GENERALITY = ("edit", "text_generality", "image_generality", "joint_generality")
@@ -99,10 +100,8 @@ def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe
     wanted = [backbone.answer_ids(p.expected if p.must_change else row["target"]) for p in probes]
     truths = [backbone.answer_ids(p.truth) if p.truth else ids for p, ids in zip(probes, greedy, strict=True)]
     candidates = [padded(answers, backbone.end) for answers in (wanted, greedy, truths)]
-    widths = [ids.shape[1] - 1 for ids, _ in candidates]
-    hidden, inputs, final = backbone.extend(trunk, torch.cat([ids[:, :-1] for ids, _ in candidates], 1), widths)
-    parts = list(zip(candidates, *(states.split(widths, 1) for states in (hidden, inputs, final[:, 1:])), strict=True))
-    reads = [read(backbone, torch.cat([final[:, :1], after], 1), real) for (_, real), _, _, after in parts]
+    parts = list(zip(candidates, *forced(backbone, trunk, candidates), strict=True))
+    reads = [read(backbone, torch.cat([trunk.final[:, None], after], 1), real) for (_, real), _, _, after in parts]
 
     phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
     # The authors' released code averages over the gold answer too: the target where the edit must reach, elsewhere the truth.
@@ -120,6 +119,27 @@ def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe
     answers = [backbone.decode(ids) for ids in greedy[:n]]
     mask, positions = trunk.prompts.mask[:n], trunk.prompts.positions[..., :n, :]
     return States(trunk.hidden[:n], mask, positions, phi, answers, target, same, truth, reads[2][1][:n])
+
+
+def forced(backbone: Backbone, trunk: Trunk, candidates: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[list[torch.Tensor]]:
+    """`Backbone.extend` over the candidates [N, A]: lists of hidden states, edited inputs and final states [N, A - 1, D].
+
+    A few probes have much longer answers than the rest: they run by themselves, and what only pads a row is zero.
+    """
+    lengths = torch.stack([real[:, 1:].sum(1) for _, real in candidates])
+    long = lengths.max(0).values > SHORT
+    kinds = (trunk.hidden, trunk.inputs, trunk.final)
+    parts = [[like.new_zeros(*ids[:, 1:].shape, like.shape[-1]) for ids, _ in candidates] for like in kinds]
+    for rows in (torch.nonzero(~long)[:, 0], torch.nonzero(long)[:, 0]):
+        if not len(rows):
+            continue
+        widths = lengths[:, rows].max(1).values.tolist()
+        told = torch.cat([ids[rows, :width] for (ids, _), width in zip(candidates, widths, strict=True)], 1)
+        hidden, inputs, final = backbone.extend(trunk.select(rows), told, widths)
+        for part, states in zip(parts, (hidden, inputs, final[:, 1:]), strict=True):
+            for whole, after, width in zip(part, states.split(widths, 1), widths, strict=True):
+                whole[rows, :width] = after
+    return parts
 
 
 def padded(answers: Sequence[Sequence[int]], end: int) -> tuple[torch.Tensor, torch.Tensor]:

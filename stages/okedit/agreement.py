@@ -12,15 +12,24 @@ from stages.okedit.settings import text
 from stages.okedit.validate import normal
 from stages.params import UserError, entry, number
 
+ANSWER_LIMIT = 12  # tokens of a greedy answer
 # (picture, question, answer) → whether they agree.
 Agrees = Callable[[Image.Image, str, str], bool]
 
 
+def unedited_answers(backbone: Backbone, queries: Sequence[Query], batch: int = 32) -> list[str]:
+    """The backbone's greedy answers before any edit; the pictures must have been added to it."""
+    answers = []
+    for start in range(0, len(queries), batch):
+        trunk = backbone.prefill(backbone.prompts(queries[start : start + batch]))
+        answers += [backbone.decode(ids) for ids in backbone.greedy(trunk, ANSWER_LIMIT)]
+    return answers
+
+
 def unedited_answer(backbone: Backbone, question: str, image_id: str, image: Image.Image) -> str:
-    """The backbone's greedy answer before any edit."""
+    """The backbone's greedy answer to one question before any edit."""
     backbone.add_pictures({image_id: image})
-    trunk = backbone.prefill(backbone.prompts([Query(question, image_id)]))
-    return backbone.decode(backbone.greedy(trunk, 12)[0])
+    return unedited_answers(backbone, [Query(question, image_id)])[0]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 One object an edit: `src` question, `pred` answer before the edit, `alt` target, `rephrase`, `image`, `image_rephrase`; `loc`,
 `loc_ans` a question without a picture; `m_loc`, `m_loc_q`, `m_loc_a` one about another picture. An optional
-`rephrased_questions_train` holds the rephrasings for positive samples. Pictures are paths relative to a folder.
+`rephrased_questions_train` holds the rephrasings for positive samples. Pictures are paths relative to a folder. An export's
+`pred` is the true answer or, where the edit corrects an error, the first backbone's.
 """
 
 import json
@@ -91,12 +92,14 @@ def _record(row: EditRow) -> tuple[dict[str, Any], str | None]:
     """The record of an edit, its pictures by id, or the field that it cannot fill."""
     about = [p for kind in M_LOC for p in row.locality if p["kind"] == kind and p["answer"]]
     text = [p for p in row.locality if p["kind"] == "text_only" and p["answer"]]
+    corrects = row.target.lower() == row.answer.lower()
+    pred = row.unedited[0] if corrects else row.answer
     needed = {"rephrase": row.rephrasings, "image_rephrase": row.generality_image_ids, "m_loc": about, "loc": text}
     for name, found in needed.items():
         if not found:
             return {}, name
     record = {
-        "src": row.question, "pred": row.answer, "rephrase": row.rephrasings[0], "alt": row.target, "image": row.image_id,
+        "src": row.question, "pred": pred, "rephrase": row.rephrasings[0], "alt": row.target, "image": row.image_id,
         "image_rephrase": row.generality_image_ids[0], "loc": text[0]["question"], "loc_ans": text[0]["answer"],
         "m_loc": about[0]["image_id"], "m_loc_q": about[0]["question"], "m_loc_a": about[0]["answer"],
     }  # fmt: skip

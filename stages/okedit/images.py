@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.backbone.tower import flatten, preprocess
+from stages.backbone.parts import fill_tower
+from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower, flatten, preprocess
 from stages.backbone.views import read_image
 from stages.backbone.vlm import Backbone
 
@@ -31,11 +32,21 @@ def composite(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class Neighbours:
-    """Which concepts look alike to a vision tower: cosine similarity of mean features, within one vendor's drawings."""
+    """Which concepts look alike to a vision tower: cosine similarity of mean features, within one vendor's drawings.
+
+    The tower is ImageNet's (`open`), whatever backbones there are: one that was tuned to name the concepts tells even those apart
+    that look alike.
+    """
 
     def __init__(self, tower: torch.nn.Module, emoji: Path, code_points: Sequence[str]):
         self.tower, self.emoji, self.code_points = tower, emoji, code_points
         self._known: dict[tuple[str, int], torch.Tensor] = {}
+
+    @classmethod
+    def open(cls, assets: Path, code_points: Sequence[str]) -> "Neighbours":
+        """With the tower and the drawings of data/assets."""
+        tower = fill_tower(EfficientNetLiteTower(EfficientNetLiteConfig()), assets)
+        return cls(tower, assets / "emoji", code_points)
 
     @torch.no_grad()
     def features(self, vendor: str, concepts: Sequence[int], batch: int = 32) -> torch.Tensor:

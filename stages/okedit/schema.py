@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from stages.params import UserError, write_atomically
+from stages.params import Edits, UserError, write_atomically
 
 LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
 SPLITS = ("train", "dev", "test")
@@ -24,6 +24,7 @@ EDITS = pa.schema(
         ("locality", pa.list_(pa.struct([("kind", TEXT), ("image_id", TEXT), ("question", TEXT), ("answer", TEXT)]))),
         ("hops", pa.list_(pa.struct([("n", pa.int64()), ("question", TEXT), ("image_id", TEXT),
                                      ("answer_before", TEXT), ("answer_after", TEXT)]))),
+        ("unedited", pa.list_(TEXT)),
     ]
 )  # fmt: skip
 IMAGES = pa.schema([("image_id", TEXT), ("vendor", TEXT), ("concept", TEXT), ("png", pa.binary())])
@@ -31,7 +32,11 @@ IMAGES = pa.schema([("image_id", TEXT), ("vendor", TEXT), ("concept", TEXT), ("p
 
 @dataclass(frozen=True)
 class EditRow:
-    """One edit and all that belongs to it (design §4)."""
+    """One edit and all that belongs to it (design §4).
+
+    `answer` is true, `target` is what the edit makes the model say: something false, or, where the edit corrects an error, the
+    true answer. `unedited` holds what the backbones of the study answered before, in the order of params.yaml; () where unknown.
+    """
 
     edit_id: str
     split: str
@@ -46,6 +51,12 @@ class EditRow:
     generality_image_ids: Sequence[str]
     locality: Sequence[Mapping[str, Any]]
     hops: Sequence[Mapping[str, Any]]
+    unedited: Sequence[str] = ()
+
+    def shown(self) -> set[str]:
+        """Ids of all pictures that the edit and its probes show."""
+        probed = {p["image_id"] for p in [*self.locality, *self.hops]} - {None}
+        return {self.image_id, *self.generality_image_ids} | probed
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,17 @@ def check(rows: Sequence[EditRow], image_ids: set[str]) -> None:
         seen.add(row.edit_id)
         if row.split not in SPLITS:
             raise UserError(f"{row.edit_id}.split: {row.split!r} is not allowed; allowed: {', '.join(SPLITS)}")
-        if row.target.lower() == row.answer.lower():
-            raise UserError(f"{row.edit_id}.target: {row.target!r} is the true answer; a counterfactual is needed")
+        if row.target.lower() == row.answer.lower() and not row.unedited:
+            raise UserError(
+                f"{row.edit_id}.target: {row.target!r} is the true answer; allowed: a false one, or a correction that says "
+                "what was answered before it (unedited)"
+            )
+        if row.target.lower() in {said.lower() for said in row.unedited}:
+            raise UserError(f"{row.edit_id}.target: {row.target!r} is an unedited answer; an edit must change it")
         for probe in row.locality:
             if probe["kind"] not in LOCALITY_KINDS:
                 raise UserError(f"{row.edit_id}.locality: {probe['kind']!r} is not allowed; allowed: {', '.join(LOCALITY_KINDS)}")
-        shown = {row.image_id, *row.generality_image_ids, *(p["image_id"] for p in [*row.locality, *row.hops])}
-        for image_id in sorted(shown - image_ids - {None}):
+        for image_id in sorted(row.shown() - image_ids):
             raise UserError(f"{row.edit_id}: image {image_id!r} is missing from the image table")
 
 
@@ -116,6 +131,11 @@ def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, A
             if row[name] is None:
                 raise UserError(f"{path}: {row['edit_id'] or '?'}.{name}: None; every field of the OKEDIT schema is needed")
     return rows
+
+
+def read_made(folder: Path, edits: Edits) -> list[dict[str, Any]]:
+    """The dev and test edits that a study makes: the first of each split, as many as `edits` says, in the table's order."""
+    return [row for split, n in asdict(edits).items() for row in read_edits(folder, (split,))[:n]]
 
 
 def read_images(*paths: Path) -> dict[str, bytes]:

@@ -20,6 +20,7 @@ def settings(params: Params, method: str) -> dict[str, object]:
     chosen = params.method(method)
     return {
         "sources": [f"reports/backbones/{name}.csv" for name in params.backbones],
+        "datasets": list(params.datasets),
         "dataset": next(iter(params.datasets)),
         "backbone": next(iter(params.backbones)),
         "distance": chosen.radius.distance,

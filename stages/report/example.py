@@ -10,14 +10,15 @@ from PIL import Image
 
 from stages.report import names
 from stages.report.canvas import COLOURS, PAGE, STYLE, Drawing, panels
-from stages.report.html import Pictures
+from stages.report.html import Pictures, before_edit
 from stages.report.names import need, select
 
 KINDS = ("edit", "text_generality", "image_generality", "near_image", "other_question")
 
 
 def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, method: str) -> Drawing:
-    """The first test edit that the model knew before and that has a picture to show for every kind in `KINDS`.
+    """The first test edit that has a picture to show for every kind in `KINDS` and whose answer the model knew before, unless the
+    edit is to correct it.
 
     Where there is none, the edit with most pictures to show. Chosen by what can be shown and what was known, never by how well
     the edit went.
@@ -28,7 +29,8 @@ def drawing(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, m
     for edit in edits[edits["edit_id"].isin(found["edit_id"])].itertuples():
         own = found[found["edit_id"] == edit.edit_id]
         probes = [probe for kind in KINDS if (probe := _shown(own[own["kind"] == kind], pictures)) is not None]
-        rank = sum(pictures.can_show(probe["image_id"]) for probe in probes), bool(probes[0]["correct_off"])
+        known = bool(probes[0]["correct_off"]) or edit.target == edit.answer
+        rank = sum(pictures.can_show(probe["image_id"]) for probe in probes), known
         if rank > best_rank:
             best, best_rank = (edit, probes), rank
     return _draw(*best, pictures, method)
@@ -62,7 +64,7 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
             colour = COLOURS[0] if wanted else COLOURS[5]
             ax.text(0.5, -0.46, f"after: {said} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
     caption = (
-        f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {edit.answer} to {edit.target}. "
+        f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {before_edit(edit)} to {edit.target}. "
         "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, chosen by what the "
         "unedited model knew and what can be shown). " + names.CREDIT
     )

@@ -8,7 +8,6 @@ from stages.report import names, tables
 from stages.report.canvas import (
     COLOURS,
     COLUMN,
-    HATCHES,
     PAGE,
     STYLE,
     Drawing,
@@ -22,7 +21,7 @@ from stages.report.canvas import (
 )
 from stages.report.names import cells, count, need, ordered, percent, select, where
 
-__all__ = ["backbone_accuracy", "distances", "okedit_relations", "outcomes", "save", "scores"]
+__all__ = ["backbone_accuracy", "distances", "outcomes", "save", "scores"]
 
 
 def scores(table: pd.DataFrame, protocol: str, level: float) -> Drawing:
@@ -172,23 +171,3 @@ def wilson(share: pd.Series, n: pd.Series, z: float = 1.959964) -> tuple[pd.Seri
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return middle - half, middle + half
-
-
-def okedit_relations(edits: pd.DataFrame) -> Drawing:
-    """Edits by relation, stacked by split."""
-    splits = ordered(names.SPLITS, edits["split"])
-    counts = edits.groupby(["relation", "split"]).size().unstack(fill_value=0)[splits].sort_index()
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(1, 1, COLUMN, max(1.2, 0.15 * len(counts)))
-        ax, left, handles = axes[0, 0], np.zeros(len(counts)), []
-        for i, split in enumerate(splits):
-            look = {"color": COLOURS[i], "hatch": HATCHES[i], "edgecolor": "black", "linewidth": 0.4}
-            ax.barh(range(len(counts)), counts[split], left=left, **look)
-            left += counts[split].to_numpy()
-            handles.append(patch(COLOURS[i], HATCHES[i]))
-        ax.set_yticks(range(len(counts)), [r.replace("_", " ") for r in counts.index])
-        ax.invert_yaxis()
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set_xlabel("edits")
-        legend(figure, handles, splits)
-    return Drawing(figure, f"Edits by relation and split (n = {len(edits)}).")

@@ -108,6 +108,11 @@ def showable(edits: pd.DataFrame, pictures: Pictures, rows: int) -> pd.DataFrame
     return found.assign(_turn=turn).sort_values(["_turn", "relation"], kind="stable").head(rows).drop(columns="_turn")
 
 
+def before_edit(edit: Any) -> str:
+    """What an edit replaces: the true answer, or, where it corrects an error, the first backbone's."""
+    return edit.unedited[0] if edit.target == edit.answer else edit.answer
+
+
 def examples(edits: pd.DataFrame, images: pd.DataFrame, rows: int) -> HTML:
     """A few edits with their probes' questions and pictures."""
     pictures = Pictures(images)
@@ -141,6 +146,7 @@ def gallery(outcomes: pd.DataFrame, edits: pd.DataFrame, images: pd.DataFrame, r
     if outcomes.empty:
         raise UserError("outcomes: none for this dataset and backbone; allowed: those of data/metrics/outcomes.parquet")
     outcomes = outcomes[~outcomes["kind"].str.startswith("sample_")]
+    edits = edits[edits["edit_id"].isin(outcomes["edit_id"])]  # a set may hold more than are made
     methods = [m for m in ordered(names.METHODS, outcomes["method"]) if m != "base"]
     cards = []
     for edit in showable(edits, pictures, rows).itertuples():
@@ -176,12 +182,14 @@ def _outcome(row: pd.Series, target: str) -> Markup:
 
 def _card(edit: Any, pictures: Pictures, header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """One edit: picture, question, answers, and a table of its probes (what is Markup stays as it is)."""
+    before = before_edit(edit)
     head = "".join(f"<th>{escape(h)}</th>" for h in header)
     body = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in line)}</tr>\n" for line in lines)
     return (
         f'<article class="edit"><header>{pictures.tag(edit.image_id, edit.concept)}<div>'
         f"<h3>{escape(edit.question)}</h3>"
-        f"<p>true answer <b>{escape(edit.answer)}</b>, edited to <b>{escape(edit.target)}</b></p>"
+        f"<p>{'true answer' if before == edit.answer else 'unedited answer'} <b>{escape(before)}</b>, "
+        f"edited to <b>{escape(edit.target)}</b></p>"
         f"<p><small>{escape(edit.relation.replace('_', ' '))}</small></p></div></header>\n"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div></article>'
     )

@@ -72,7 +72,8 @@ REPORTS = {
     ),
     "okedit": Report(
         "OKEDIT", "The edits and their probes: how many of which kind, and examples.",
-        ("okedit_relations",), ("okedit_relations", "okedit_probes"),
+        ("okedit_relations",),
+        ("okedit_relations", "okedit_probes", "okedit_phrasings", "okedit_rejected"),
     ),
     "edits": Report(
         "Edits", "Edits before and after: what the model answers to each kind of probe.",

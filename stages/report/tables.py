@@ -173,38 +173,6 @@ def _seen_first(table: pd.DataFrame) -> list[str]:
     return sorted(ordered(names.VENDORS, shown["vendor"]), key=lambda v: v in held)
 
 
-def okedit_relations(edits: pd.DataFrame) -> Table:
-    """Edits by relation and split."""
-    splits = ordered(names.SPLITS, edits["split"])
-    counts = edits.groupby(["relation", "split"]).size().unstack(fill_value=0)[splits]
-    counts.loc["all"] = counts.sum()
-    counts["all"] = counts.sum(axis=1)
-    rows = [[Cell(name.replace("_", " ")), *(Cell(str(v)) for v in line)] for name, line in counts.iterrows()]
-    caption = f"Edits by relation and split (n = {len(edits)})."
-    return Table(["Relation", *splits, "all"], rows, caption)
-
-
-def okedit_probes(edits: pd.DataFrame) -> Table:
-    """Probes by kind and split."""
-    found = [(edit.split, "edit") for edit in edits.itertuples()]
-    for edit in edits.itertuples():
-        found += [(edit.split, "text_generality")] * len(edit.rephrasings)
-        found += [(edit.split, "image_generality")] * len(edit.generality_image_ids)
-        found += [(edit.split, probe["kind"]) for probe in edit.locality]
-        found += [(edit.split, f"hop{hop['n']}") for hop in edit.hops]
-    splits = ordered(names.SPLITS, edits["split"])
-    counts = pd.DataFrame(found, columns=["split", "kind"]).value_counts().unstack("split", fill_value=0)
-    counts = counts[splits]
-    rows = []
-    for kind in ordered(names.KINDS, counts.index):
-        rows.append([Cell(names.KINDS.get(kind, kind)), *(Cell(str(v)) for v in counts.loc[kind])])
-    sizes = ", ".join(f"{(edits['split'] == s).sum()} {s}" for s in splits)
-    caption = (
-        f"Probes stored by kind and split (edits: {sizes}); pairs of a rephrasing and another picture are formed from these."
-    )
-    return Table(["Probe", *splits], rows, caption)
-
-
 def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: float, **wanted: str) -> Table:
     """One row a variant of the radius and a protocol, one column a metric of the trade-off."""
     table = need(select(table, **wanted), *wanted.values())

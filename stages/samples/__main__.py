@@ -12,10 +12,12 @@ from tqdm import tqdm
 
 from stages.assets import knowledge
 from stages.backbone.vlm import Backbone
-from stages.okedit.schema import IMAGES, read_edits, read_images, write_table
+from stages.okedit.schema import IMAGES, read_images, read_made, write_table
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
-from stages.samples.pools import Drawings, Photos, Pool
+from stages.samples.pools import Drawings, Photos, Pool, other_question
+
+DRAWN = ("embedded", "evqa")  # sources whose pictures are the drawings of data/assets
 
 
 def main() -> None:
@@ -25,19 +27,18 @@ def main() -> None:
     torch.set_num_threads(params.threads)
     dataset = params.dataset(sys.argv[1])
     built = Path("data/okedit") / dataset.name
-    rows, facts = read_edits(built, ("dev", "test")), knowledge.load()
-    name, settings = next(iter(params.backbones.items()))
-    backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
+    rows, facts = read_made(built, params.edits), knowledge.load()
     pool: Pool
-    if dataset.source == "embedded":
-        pool = Drawings(facts, Path("data/assets/emoji"), backbone)
+    if dataset.source in DRAWN:
+        pool = Drawings(facts, Path("data/assets"))
     else:
+        name, settings = next(iter(params.backbones.items()))
+        backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
         pool = Photos(rows, read_images(built / "images.parquet"), backbone)
-    another_question = facts.relations["name"].rephrasings_train[0]
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
         others = pool.others(row)
-        found = samples_of(row, others, pool.nearest(row, others), another_question, params.seed)
+        found = samples_of(row, others, pool.nearest(row, others), other_question(row, facts), params.seed)
         samples += found
         noise = noise_picture(row["edit_id"], params.seed)
         pictures[noise.image_id] = noise

@@ -13,6 +13,13 @@ from stages.params import UserError
 Row = Mapping[str, Any]
 
 
+def other_question(row: Row, facts: Knowledge) -> str:
+    """Another question about the edit's picture: what is shown, in words that no probe uses; where the edit asks that, a fact."""
+    if row["relation"] != "name":
+        return facts.relations["name"].rephrasings_train[0]
+    return next(r.question for name, r in facts.relations.items() if name != "name" and row["concept"] in r.facts)
+
+
 class Pool(Protocol):
     """Pictures of other things than the edit's, none of which a probe of the edit shows."""
 
@@ -29,29 +36,30 @@ class Pool(Protocol):
 class Drawings:
     """The edit's artist's drawings of the concepts for which the question makes sense."""
 
-    def __init__(self, facts: Knowledge, emoji: Path, backbone: Backbone):
-        self.facts, self.emoji, self.concepts = facts, emoji, facts.concepts
+    def __init__(self, facts: Knowledge, assets: Path):
+        self.facts, self.emoji, self.concepts = facts, assets / "emoji", facts.concepts
         self.index = {c.concept: i for i, c in enumerate(self.concepts)}
         self.code = {c.code_point: i for i, c in enumerate(self.concepts)}
-        self.neighbours = Neighbours(backbone.model.model.vision_tower, emoji, [c.code_point for c in self.concepts])
+        self.neighbours = Neighbours.open(assets, [c.code_point for c in self.concepts])
 
     def others(self, row: Row) -> list[str]:
-        """Drawings of the relation's concepts that are neither the edit's nor in a probe."""
-        vendor, own = row["image_id"].split("/")[0], self.concepts[self.index[row["concept"]]]
-        shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
+        """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe."""
+        vendor = row["image_id"].split("/")[0]
+        codes = [p["image_id"].split("/")[1] for p in [row, *row["locality"]] if p["image_id"]]
+        shown = {self.concepts[self.code[code]].name for code in codes}
         found = (self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts)
-        return [f"{vendor}/{c.code_point}" for c in found if c.name != own.name and c.code_point not in shown]
+        return [f"{vendor}/{c.code_point}" for c in found if c.name not in shown]
 
     def nearest(self, row: Row, others: Sequence[str]) -> str:
-        """By the vision tower's features, within the artist's drawings."""
+        """By the features of ImageNet's tower, within the artist's drawings."""
         vendor = row["image_id"].split("/")[0]
         among = [self.code[image_id.split("/")[1]] for image_id in others]
         return f"{vendor}/{self.concepts[self.neighbours.nearest(vendor, self.index[row['concept']], among)[0]].code_point}"
 
-    def picture(self, image_id: str) -> Picture:
-        """The file as it is."""
-        vendor, code = image_id.split("/")
-        return Picture(image_id, vendor, "", (self.emoji / vendor / f"{code}.png").read_bytes())
+    def picture(self, image_id: str) -> Picture | None:
+        """The file as it is; composites are the dataset's own."""
+        vendor, *code = image_id.split("/")
+        return Picture(image_id, vendor, "", (self.emoji / f"{image_id}.png").read_bytes()) if len(code) == 1 else None
 
 
 class Photos:

@@ -4,8 +4,9 @@ Concepts are split, not edits: no test concept occurs in dev or train. Two conce
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ from tqdm import tqdm
 from stages.assets.knowledge import Knowledge, Relation
 from stages.backbone.corpus import text_questions
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
-from stages.backbone.vlm import Backbone
-from stages.okedit.agreement import unedited_answer
+from stages.backbone.vlm import Backbone, Query
+from stages.okedit.agreement import unedited_answers
 from stages.okedit.images import Neighbours, composite
+from stages.okedit.locality import draw, probe
 from stages.okedit.schema import EditRow, Picture, decode, encode
+from stages.okedit.splits import split_of
+from stages.okedit.truth import Truth, same
+from stages.okedit.validate import Tally
 from stages.params import Dataset, UserError, derive_seed
 
 VENDORS = (*SEEN_VENDORS, *HELD_OUT_VENDORS)
@@ -27,6 +32,18 @@ COMPOSITES = 4
 @dataclass(frozen=True)
 class Settings:
     """This source has no entries of its own."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What an edit is about; `said` holds the backbones' answers before it, once they have been asked about the picture."""
+
+    relation: str
+    concept: str
+    edit_id: str
+    vendor: str = ""
+    image_id: str = ""
+    said: tuple[str, ...] = ()
 
 
 @dataclass
@@ -40,175 +57,179 @@ class Builder:
     neighbours: Neighbours
     backbones: Sequence[Backbone]
     pictures: dict[str, Picture] = field(default_factory=dict)
-    rejected: Counter = field(default_factory=Counter)
+    rejected: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         concepts = self.knowledge.concepts
         self.index = {c.concept: i for i, c in enumerate(concepts)}
         self.name = {c.concept: c.name for c in concepts}
+        self.code = {c.concept: c.code_point for c in concepts}
         self.relations = {r.relation: r for r in self.knowledge.relations.values() if r.relation != "name"}
-        self.text_only = [(question, answers[0]) for question, answers in text_questions(self.assets)[1]]
+        self.truth = Truth(self.knowledge)
+        self.text_only = [probe("text_only", None, q, answers[0]) for q, answers in text_questions(self.assets)[1]]
+        self.wanted = {"test": self.dataset.test, "dev": self.dataset.dev, "train": self.dataset.train}
+        self.splits = split_of({self.name[c] for r in self.relations.values() for c in r.facts}, self.wanted, self.seed)
 
-    # -- splits -------------------------------------------------------------------------------------------------------------
+    def rng(self, *names: str) -> np.random.Generator:
+        """The random numbers of one purpose."""
+        return np.random.default_rng(derive_seed(self.seed, self.dataset.name, *names))
 
-    def split_concepts(self) -> dict[str, str]:
-        """Natural name → split, in proportion to the edits wanted of each."""
-        wanted = {"test": self.dataset.test, "dev": self.dataset.dev, "train": self.dataset.train}
-        names = sorted({self.name[c] for r in self.relations.values() for c in r.facts})
-        order = np.random.default_rng(derive_seed(self.seed, "split")).permutation(len(names))
-        bounds = np.cumsum([round(len(names) * n / sum(wanted.values())) for n in wanted.values()])
-        splits = list(wanted)
+    # -- which edits --------------------------------------------------------------------------------------------------------
+
+    def facts(self, relation: Relation, split: str) -> list[Fact]:
+        """A split's facts of one relation in random order, one concept of a natural name."""
+        by_name = {self.name[c]: c for c in relation.facts if self.splits.get(self.name[c]) == split}
+        listed = [Fact(relation.relation, c, f"{relation.relation}-{self.code[c]}") for c in sorted(by_name.values())]
+        return draw(listed, len(listed), self.rng("choose", split, relation.relation))
+
+    def choose(self) -> dict[str, list[Fact]]:
+        """Split → the facts to edit, each with its picture; relations take turns, and so do the vendors seen in training."""
+        chosen = {}
+        for split, n in self.wanted.items():
+            listed = list(in_turn(*(self.facts(r, split) for r in self.relations.values())))
+            if len(listed) < n:
+                raise UserError(
+                    f"datasets.{self.dataset.name}.{split}: {n} is more than the facts there are; allowed: up to {len(listed)}"
+                )
+            chosen[split] = listed[:n]
         return {
-            names[j]: splits[min(int(np.searchsorted(bounds, i, side="right")), len(splits) - 1)] for i, j in enumerate(order)
+            split: [self.pictured(fact, SEEN_VENDORS[i % len(SEEN_VENDORS)]) for i, fact in enumerate(facts)]
+            for split, facts in chosen.items()
         }
 
-    def choose(self) -> list[tuple[str, str, str]]:
-        """(split, relation, concept) of every edit: relations take turns, one concept of a name at a time."""
-        split_of = self.split_concepts()
-        chosen = []
-        for split, wanted in (("test", self.dataset.test), ("dev", self.dataset.dev), ("train", self.dataset.train)):
-            rng = np.random.default_rng(derive_seed(self.seed, "choose", split))
-            queues = {}
-            for relation in self.relations.values():
-                by_name = {self.name[c]: c for c in relation.facts if split_of[self.name[c]] == split}
-                facts = sorted(by_name.values())
-                queues[relation.relation] = [facts[i] for i in rng.permutation(len(facts))]
-            picked = []
-            while len(picked) < wanted and any(queues.values()):
-                for relation, queue in queues.items():
-                    if queue and len(picked) < wanted:
-                        picked.append((split, relation, queue.pop()))
-            if len(picked) < wanted:
-                raise UserError(
-                    f"datasets.{self.dataset.name}.{split}: {wanted} is more than the facts there are; "
-                    f"allowed: up to {len(picked)}"
-                )
-            chosen += picked
-        return chosen
+    def pictured(self, fact: Fact, vendor: str) -> Fact:
+        """The fact with one vendor's picture."""
+        return replace(fact, vendor=vendor, image_id=self.picture(vendor, fact.concept))
+
+    def ask(self, backbone: Backbone, facts: Sequence[Fact]) -> list[Fact]:
+        """The facts with what a backbone answers to their questions before any edit."""
+        shown = {f.image_id: self.pictures[f.image_id].png for f in facts}
+        backbone.add_pictures({image_id: decode(image_id, png) for image_id, png in shown.items()})
+        answers = unedited_answers(backbone, [Query(self.knowledge.relations[f.relation].question, f.image_id) for f in facts])
+        return [replace(f, said=(*f.said, answer)) for f, answer in zip(facts, answers, strict=True)]
 
     # -- one edit -----------------------------------------------------------------------------------------------------------
 
     def picture(self, vendor: str, concept: str) -> str:
         """Pack one vendor's picture of a concept; its id."""
-        code = self.knowledge.concepts[self.index[concept]].code_point
-        image_id = f"{vendor}/{code}"
+        image_id = f"{vendor}/{self.code[concept]}"
         if image_id not in self.pictures:
-            png = (self.assets / "emoji" / vendor / f"{code}.png").read_bytes()
+            png = (self.assets / "emoji" / f"{image_id}.png").read_bytes()
             self.pictures[image_id] = Picture(image_id, vendor, concept, png)
         return image_id
 
-    def composites(self, edit_id: str, concept: str, rng: np.random.Generator) -> list[str]:
-        """Pack scaled, rotated pictures of a concept by different vendors on varied backgrounds; their ids."""
-        code, ids = self.knowledge.concepts[self.index[concept]].code_point, []
-        for vendor in rng.permutation(VENDORS)[:COMPOSITES]:
-            image_id = f"{vendor}/{code}/{edit_id}"
-            image = composite(read_image(self.assets / "emoji", vendor, code), rng)
-            self.pictures[image_id] = Picture(image_id, str(vendor), concept, encode(image))
-            ids.append(image_id)
-        return ids
+    def composite(self, vendor: str, concept: str, name: str, rng: np.random.Generator) -> str:
+        """Pack a scaled, rotated picture by one vendor on a varied background; its id."""
+        image_id = f"{vendor}/{self.code[concept]}/{name}"
+        image = composite(read_image(self.assets / "emoji", vendor, self.code[concept]), rng)
+        self.pictures[image_id] = Picture(image_id, vendor, concept, encode(image))
+        return image_id
 
-    def unedited(self, backbone: Backbone, question: str, image_id: str) -> str:
-        """A backbone's greedy answer before any edit."""
-        picture = self.pictures[image_id]
-        return unedited_answer(backbone, question, image_id, decode(image_id, picture.png))
-
-    def target(self, relation: Relation, concept: str, image_id: str, rng: np.random.Generator) -> str:
+    def target(self, fact: Fact, rng: np.random.Generator) -> str:
         """A false answer of the true answer's type that no backbone already gives."""
-        said = {self.unedited(b, relation.question, image_id).lower() for b in self.backbones}
-        pool = sorted(set(relation.facts.values()) - {relation.facts[concept]})
-        allowed = [answer for answer in pool if answer.lower() not in said]
-        self.rejected["target is the unedited answer"] += len(pool) - len(allowed)
+        pool = set(self.relations[fact.relation].facts.values()) - self.truth.own(fact.relation, fact.concept)
+        allowed = []
+        for answer in sorted(pool):
+            if self.truth.may_be(fact.relation, fact.concept, answer):
+                self.rejected.note("target: may be true", f"{fact.edit_id}: {answer}")
+            elif any(same(answer, said) for said in fact.said):
+                self.rejected.note("target: is the unedited answer", f"{fact.edit_id}: {answer}")
+            else:
+                allowed.append(answer)
         if not allowed:
-            raise UserError(f"{relation.relation}: no counterfactual answer is left for {concept!r}")
+            raise UserError(f"{fact.relation}: no counterfactual answer is left for {fact.concept!r}")
         return allowed[rng.integers(len(allowed))]
 
-    def locality(
-        self, relation: Relation, concept: str, vendor: str, image_id: str, target: str, rng: np.random.Generator
-    ) -> list[dict]:
-        """All locality probes of an edit (design §4), each with its own true answer."""
-        others = [c for c, a in relation.facts.items() if self.name[c] != self.name[concept] and a != target]
-        ranked = [
-            self.knowledge.concepts[i].concept
-            for i in self.neighbours.nearest(vendor, self.index[concept], [self.index[c] for c in others])
-        ]
-        near, rest = ranked[: self.dataset.near], ranked[self.dataset.near + 1 :]  # the next nearest is left for a sample
-        far = [rest[i] for i in rng.permutation(len(rest))[: self.dataset.far]]
-        probes = [
-            {
-                "kind": "near_image",
-                "image_id": self.picture(vendor, c),
-                "question": relation.question,
-                "answer": relation.facts[c],
-            }
-            for c in near
-        ]
-        probes += [
-            {
-                "kind": "far_image",
-                "image_id": self.picture(str(rng.choice(SEEN_VENDORS)), c),
-                "question": relation.question,
-                "answer": relation.facts[c],
-            }
-            for c in far
-        ]
-        asked = [
-            (r.question, r.facts[concept])
-            for r in self.knowledge.relations.values()
-            if r.relation != relation.relation and concept in r.facts
-        ]
-        probes += [
-            {"kind": "other_question", "image_id": image_id, "question": asked[i][0], "answer": asked[i][1]}
-            for i in rng.permutation(len(asked))[: self.dataset.other_question]
-        ]
-        for _ in range(self.dataset.unrelated):
-            other = self.relations[str(rng.choice([r for r in self.relations if r != relation.relation]))]
-            shown = str(rng.choice([c for c in other.facts if self.name[c] != self.name[concept]]))
-            picture = self.picture(str(rng.choice(SEEN_VENDORS)), shown)
-            probes.append({"kind": "unrelated", "image_id": picture, "question": other.question, "answer": other.facts[shown]})
-        for i in rng.permutation(len(self.text_only))[: self.dataset.text_only]:
-            question, answer = self.text_only[i]
-            probes.append({"kind": "text_only", "image_id": None, "question": question, "answer": answer})
-        return [*probes, {"kind": "no_image", "image_id": None, "question": relation.question, "answer": ""}]
+    def same_question(self, fact: Fact, target: str, rng: np.random.Generator) -> list[dict]:
+        """The edit's question about the concepts most like its own in its vendor's drawings, and about random others; one of a
+        natural name, none whose answer is the target.
+        """
+        relation, own = self.knowledge.relations[fact.relation], self.name[fact.concept]
+        others = [self.index[c] for c, a in relation.facts.items() if self.name[c] != own and a != target]
+        by_name: dict[str, str] = {}
+        for i in self.neighbours.nearest(fact.vendor, self.index[fact.concept], others):
+            by_name.setdefault(self.knowledge.concepts[i].name, self.knowledge.concepts[i].concept)
+        ranked = list(by_name.values())
+        shown = [("near_image", fact.vendor, c) for c in ranked[: self.dataset.near]]
+        rest = draw(ranked[self.dataset.near + 1 :], self.dataset.far, rng)  # the next nearest is left for a sample
+        shown += [("far_image", str(rng.choice(SEEN_VENDORS)), c) for c in rest]
+        return [probe(kind, self.picture(vendor, c), relation.question, relation.facts[c]) for kind, vendor, c in shown]
 
-    def edit(self, split: str, relation_name: str, concept: str) -> EditRow:
-        """One edit with all its probes."""
-        edit_id = f"{relation_name}-{self.knowledge.concepts[self.index[concept]].code_point}"
-        rng = np.random.default_rng(derive_seed(self.seed, self.dataset.name, edit_id))
-        relation, vendor = self.relations[relation_name], str(rng.choice(SEEN_VENDORS))
-        image_id, answer = self.picture(vendor, concept), relation.facts[concept]
-        target = self.target(relation, concept, image_id, rng)
-        drawn = [self.picture(v, concept) for v in VENDORS if v != vendor]
+    def locality(self, fact: Fact, target: str, rng: np.random.Generator) -> list[dict]:
+        """All locality probes of an edit (design §4), each with its own true answer."""
+        probes = self.same_question(fact, target, rng)
+        asked = [
+            probe("other_question", fact.image_id, r.question, r.facts[fact.concept])
+            for r in self.knowledge.relations.values()
+            if r.relation != fact.relation and fact.concept in r.facts
+        ]
+        probes += draw(asked, self.dataset.other_question, rng)
+        for _ in range(self.dataset.unrelated):
+            other = self.relations[str(rng.choice([r for r in self.relations if r != fact.relation]))]
+            shown = str(rng.choice([c for c in other.facts if self.name[c] != self.name[fact.concept]]))
+            image_id = self.picture(str(rng.choice(SEEN_VENDORS)), shown)
+            probes.append(probe("unrelated", image_id, other.question, other.facts[shown]))
+        probes += draw(self.text_only, self.dataset.text_only, rng)
+        return [*probes, probe("no_image", None, self.knowledge.relations[fact.relation].question, "")]
+
+    def edit(self, split: str, fact: Fact, target: str | None = None) -> EditRow:
+        """One edit with all its probes; the target is a counterfactual one where none is given."""
+        rng = self.rng(fact.edit_id)
+        relation = self.knowledge.relations[fact.relation]
+        answer = relation.facts[fact.concept]
+        target = target or self.target(fact, rng)
+        drawn = [self.picture(v, fact.concept) for v in VENDORS if v != fact.vendor]
+        drawn += [self.composite(str(v), fact.concept, fact.edit_id, rng) for v in rng.permutation(VENDORS)[:COMPOSITES]]
         return EditRow(
-            edit_id=edit_id,
+            edit_id=fact.edit_id,
             split=split,
-            relation=relation_name,
-            concept=concept,
+            relation=fact.relation,
+            concept=fact.concept,
             question=relation.question,
-            image_id=image_id,
+            image_id=fact.image_id,
             answer=answer,
             target=target,
             rephrasings_train=relation.rephrasings_train,
             rephrasings=relation.rephrasings,
-            generality_image_ids=[*drawn, *self.composites(edit_id, concept, rng)],
-            locality=self.locality(relation, concept, vendor, image_id, target, rng),
+            generality_image_ids=drawn,
+            locality=self.locality(fact, target, rng),
             hops=[
                 {
-                    "n": hop.n, "question": hop.question, "image_id": image_id,
+                    "n": hop.n, "question": hop.question, "image_id": fact.image_id,
                     "answer_before": hop.answers[answer], "answer_after": hop.answers[target],
                 }
                 for hop in relation.hops
                 if hop.answers[answer] != hop.answers[target]  # else it cannot show the edit
             ],
+            unedited=fact.said,
         )  # fmt: skip
+
+    def used(self, rows: Sequence[EditRow]) -> list[Picture]:
+        """The pictures that the rows show, sorted by id."""
+        return [self.pictures[i] for i in sorted(set().union(*(row.shown() for row in rows)))]
+
+
+def in_turn(*queues: Iterable[Fact]) -> Iterator[Fact]:
+    """The first of each queue, then the second of each, to the end of the longest."""
+    return (fact for turn in zip_longest(*queues) for fact in turn if fact is not None)
+
+
+def opened(
+    cls: type[Builder], dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Backbone], seed: int
+) -> Builder:
+    """A builder whose neighbours are ImageNet's."""
+    neighbours = Neighbours.open(assets, [c.code_point for c in knowledge.concepts])
+    return cls(knowledge, dataset, assets, seed, neighbours, backbones)
 
 
 def build(
     dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Backbone], seed: int
 ) -> tuple[list[EditRow], list[Picture], Counter]:
     """The dataset's rows, its pictures sorted by id, and what was rejected, by reason."""
-    tower = backbones[0].model.model.vision_tower
-    codes = [c.code_point for c in knowledge.concepts]
-    neighbours = Neighbours(tower, assets / "emoji", codes)
-    builder = Builder(knowledge, dataset, assets, seed, neighbours, backbones)
-    rows = [builder.edit(*choice) for choice in tqdm(builder.choose(), desc=f"okedit {dataset.name}")]
-    return rows, [builder.pictures[i] for i in sorted(builder.pictures)], builder.rejected
+    builder = opened(Builder, dataset, knowledge, assets, backbones, seed)
+    rows = []
+    for split, facts in builder.choose().items():
+        for backbone in backbones:
+            facts = builder.ask(backbone, facts)
+        rows += [builder.edit(split, fact) for fact in tqdm(facts, desc=f"okedit {dataset.name} {split}")]
+    return rows, builder.used(rows), builder.rejected
