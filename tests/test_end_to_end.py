@@ -1,5 +1,5 @@
-"""The whole chain in a temporary clone on a tiny configuration: real parts, real weights, of each dataset two
-test edits and one dev edit."""
+"""The whole chain in a temporary clone on a tiny configuration: real parts, real weights, both embedded sets, two test edits and
+one dev edit of each."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +43,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, clone / name)
     params = (clone / "params.yaml").read_text()
+    recipes = (clone / "recipes/datasets.yaml").read_text()
+    corrections = recipes[recipes.index("evqa:") : recipes.index("\n\n", recipes.index("evqa:"))]
+    params = params.replace("datasets:\n", "datasets:\n" + textwrap.indent(corrections, "  ") + "\n", 1)
     for key, value in TINY.items():
         params, found = re.subn(rf"(?m)^(\s+{key}:) \d+$", rf"\1 {value}", params)
         assert found >= 1, key

@@ -53,7 +53,7 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == 1e-3  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 150 and params.edits == Edits(60, 10)
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(60, 20)
     assert params.seeds == {"s0": 0}
 
 
