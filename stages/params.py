@@ -73,9 +73,10 @@ class Radius:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The paired bootstrap over edits: number of resamples and the level of the interval (§3)."""
+    """The paired bootstrap over edits: number of resamples and the level of the interval (§3); permutations of paired tests."""
 
     resamples: int = entry(count(1))
+    permutations: int = entry(count(1))
     level: float = entry(number(0.5, 0.999))
 
 
@@ -214,6 +215,11 @@ class Params:
 
     def method(self, name: str) -> Method:
         return _pick("method", self.methods, name)
+
+    def is_ours(self, method: Method) -> bool:
+        """Whether it is BalancEdit with the key and the radius of the global sections, and no cross with another's."""
+        own = (method.editor, method.router, method.key, method.radius)
+        return own == ("balancedit", "codebook", self.key, self.radius)
 
 
 def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:

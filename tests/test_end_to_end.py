@@ -58,7 +58,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_output_is_there(clone: Path) -> None:
     assert dvc(clone, "status").strip().endswith("up to date.")
-    for name in ("index", "backbone", "okedit", "edits", "metrics", "ablations"):
+    for name in ("index", "backbone", "okedit", "edits", "metrics", "ablations", "claims"):
         assert "<h1" in (clone / f"reports/{name}.html").read_text()
     assert (clone / "reports/figures/edit_example.png").stat().st_size > 10_000
 
@@ -81,7 +81,12 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
     before = json.loads((clone / "reports/metrics.json").read_text())
     told = dvc(clone, "exp", "run", "-S", "radius.alpha=0.9")
     ran = set(re.findall(r"Running stage '([\w@-]+)'", told))
-    assert ran <= {"metrics", "ablations", "report-metrics", "report-edits", "report-ablations", "report-index"}
+    assert ran <= {
+        "metrics",
+        "ablations",
+        "claims",
+        *(f"report-{n}" for n in ("metrics", "edits", "ablations", "claims", "index")),
+    }
     assert "metrics" in ran
     radii = pd.read_csv(clone / "reports/radii.csv")
     ours = radii[radii["method"] == "balancedit"]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics import routing, scores
-from stages.params import Key, Method, Radius, UserError
+from stages.metrics import paired, routing, scores
+from stages.metrics.__main__ import PAIRED, against_baselines
+from stages.params import Key, Method, Radius, UserError, load
 
 RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
 KEY = Key("prompt")
@@ -163,3 +164,66 @@ def test_the_interval_holds_the_mean(values: list[float], seed: int) -> None:
     table = pd.DataFrame(dict.fromkeys(scores.BALANCE, values))
     summary = scores.summarise(table, scores.resample(len(values), 400, seed), 0.999)
     assert ((summary["low"] <= summary["mean"] + 1e-9) & (summary["mean"] <= summary["high"] + 1e-9)).all()
+
+
+EVERY_SIGN = np.array([[1 - 2 * (i >> k & 1) for k in range(3)] for i in range(8)], dtype=float)
+
+
+def table(reliability, text=(0.5,) * 3, image=(0.5,) * 3, locality=(0.5,) * 3) -> pd.DataFrame:
+    columns = {"reliability": reliability, "text_generality": text, "image_generality": image, "locality": locality}
+    return pd.DataFrame(columns, index=["a", "b", "c"])
+
+
+def compared(ours: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    return paired.compare(ours, other, EVERY_SIGN, scores.resample(3, 200, 0), 0.9).set_index("metric")
+
+
+def test_a_paired_test_by_hand() -> None:
+    found = compared(table([1, 1, 1]), table([0, 0, 0.4])).loc["reliability"]
+    assert found["difference"] == pytest.approx(2.6 / 3) and found["n"] == 3
+    assert found["p"] == pytest.approx(3 / 9)  # of eight swaps, that of none and that of all are as far; the one seen counts too
+    assert 0.6 <= found["low"] <= 2.6 / 3 <= found["high"] <= 1
+    same = compared(table([1, 0, 1]), table([1, 0, 1]))
+    assert (same["difference"] == 0).all() and (same["p"] == 1).all()
+
+
+def test_hm_is_compared_as_hm_of_means() -> None:
+    ours, other = table([1] * 3, text=[1, 0.5, 0]), table([1] * 3, text=[0.5, 0, 0.25])
+    found = compared(ours, other).loc["hm"]
+    assert found["difference"] == pytest.approx(3 / (2 + 2 + 2) - 3 / (4 + 2 + 2))
+    swapped = []
+    for signs in EVERY_SIGN:
+        a, b = (np.where(signs > 0, x["text_generality"], y["text_generality"]).mean() for x, y in ((ours, other), (other, ours)))
+        swapped.append(3 / (1 / a + 4) - 3 / (1 / b + 4))
+    as_far = sum(abs(s) >= found["difference"] - 1e-12 for s in swapped)
+    assert found["p"] == pytest.approx((1 + as_far) / 9)
+
+
+def test_only_edits_with_the_metric_are_compared() -> None:
+    found = compared(table([1, 1, 1], text=[0.5, NAN, 1]), table([1, 1, 1], text=[0.25, 1, 0.5]))
+    assert found.loc["text_generality", "n"] == 2 and found.loc["hm", "n"] == 2
+    assert found.loc["text_generality", "difference"] == pytest.approx(0.375)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)), min_size=3, max_size=3))
+def test_who_is_ours_only_turns_the_sign(pairs) -> None:
+    ours, other = (table([1] * 3, text=list(values)) for values in zip(*pairs, strict=True))
+    one, turned = compared(ours, other), compared(other, ours)
+    np.testing.assert_allclose(one["difference"], -turned["difference"], atol=1e-12)
+    np.testing.assert_allclose(one["low"], -turned["high"], atol=1e-12)
+    assert one["p"].tolist() == turned["p"].tolist()
+
+
+def test_holm_by_hand() -> None:
+    assert paired.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert paired.holm([0.6, 0.7]).tolist() == [1, 1] and paired.holm([0.2]).tolist() == [0.2]
+
+
+def test_each_metric_is_one_family_of_methods() -> None:
+    params = load()
+    tables = {("strict", m): table([1, float(m == "balancedit"), 1]) for m in params.methods}
+    found = against_baselines(params, tables, scores.resample(3, 50, 0))
+    assert set(found["method"]) == set(params.methods) - {"balancedit"} and set(PAIRED) <= {*found.columns}
+    assert (found["p_holm"] >= found["p"]).all() and (found["ours"] == "balancedit").all()
+    others = replace(params, methods={"base": params.method("base")})
+    assert against_baselines(others, {("strict", "base"): tables["strict", "base"]}, scores.resample(3, 50, 0)).empty

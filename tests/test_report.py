@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from stages.params import UserError
-from stages.report import datasets, execute, figures, html, index, names, sweeps, tables
+from stages.report import claims, datasets, execute, figures, html, index, names, sweeps, tables
 from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
@@ -174,9 +174,26 @@ def build(root: Path) -> None:
     metrics = [f"{k}_unedited_right" for k in names.LOCALITY] + [f"{k}_unedited_wrong" for k in names.REACHED]
     metrics += dict.fromkeys([*names.MAIN, *names.KINDS])
     write(root / "reports/scores.csv", grid(method=METHODS, protocol=list(names.PROTOCOLS), metric=metrics))
+    compared = [
+        {"ours": "balancedit", "method": m, "protocol": p, "metric": metric, "difference": d, "low": d - 0.1, "high": d + 0.1,
+         "p": 0.001, "p_holm": abs(d - 0.3), "n": 6, "backbone": "tiny", "dataset": "okedit"}
+        for p in names.PROTOCOLS
+        for m, d in (("base", 0.3), ("ft", -0.2))
+        for metric in ("reliability", *names.TRADE_OFF)
+    ]  # fmt: skip
+    write(root / "reports/paired.csv", compared)
+    (root / "reports/claims.json").write_text(json.dumps(CLAIMED))
     for name, rows in ablations().items():
         write(root / f"reports/ablations/{name}.csv", rows)
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
+
+
+CLAIMED = [
+    {"id": "C1", "claim": "Every edit succeeds", "paper": "100 %", "dataset": "okedit", "backbone": "tiny", "unit": "reliability",
+     "measured": 1.0, "low": 0.9, "high": 1.0, "holds": True, "reason": "", "table": "main_strict"},
+    {"id": "C4", "claim": "In sequence", "paper": "stable", "dataset": "okedit", "backbone": "tiny", "unit": "", "measured": None,
+     "low": None, "high": None, "holds": None, "reason": "no sequence yet", "table": ""},
+]  # fmt: skip
 
 
 def render(root: Path, name: str, **parameters: object) -> Path:
@@ -402,3 +419,18 @@ def test_a_correction_says_what_was_answered_before():
     images = pd.DataFrame([{"image_id": "Goog/0", "vendor": "Goog", "png": png("red")}])
     shown = html.examples(edit, images, 1).data
     assert "unedited answer <b>&lt;mud&gt;</b>, edited to <b>clay</b>" in shown and "wool" not in shown
+
+
+def test_claims_show_numbers_verdicts_and_reasons(studied):
+    text = (studied / "reports/tables/claims.md").read_text(encoding="utf-8")
+    assert "1.000 [0.900, 1.000] | **holds** | table main_strict" in text
+    assert "– | not measured | no sequence yet" in text
+    with pytest.raises(UserError, match="reports/none.json: missing"):
+        claims.read("reports/none.json")
+
+
+def test_a_gain_is_bold_where_the_corrected_test_says_so(studied):
+    lines = (studied / "reports/tables/paired_strict.md").read_text(encoding="utf-8").splitlines()
+    unedited = next(line for line in lines if "| Unedited |" in line)
+    assert "**+30.0** [+20.0, +40.0]" in unedited
+    assert "| -20.0 [-30.0, -10.0]" in next(line for line in lines if "| FT |" in line)

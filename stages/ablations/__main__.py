@@ -42,8 +42,7 @@ def main() -> None:
     scored = pd.read_csv("reports/scores.csv")
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     summary: dict = {}
-    ours = [m for m in params.methods.values() if (m.editor, m.router) == ("balancedit", "codebook")]
-    swept = [m.name for m in ours if (m.key, m.radius) == (params.key, params.radius)]  # crosses with other radii are no sweep's
+    swept = [m.name for m in params.methods.values() if params.is_ours(m)]  # crosses with other radii are no sweep's
     for dataset, backbone, method in tqdm(list(product(params.datasets, params.backbones, swept)), desc="ablations"):
         cell = open_cell(params, dataset, backbone, method)
         at = {"dataset": dataset, "backbone": backbone, "method": method}

@@ -74,11 +74,13 @@ def main() -> None:
                 edit = attempt(partial(make, backbone, request_of(states, row), seeded))
                 records[name] = [{"seed": seed} | r for r in trace_edit(backbone, row, probes, states, edit)]
         traced = [r for seed in seeds for row in rows for r in records[f"{seed}-{row['edit_id']}"]]
-        if fingerprint(backbone) != weights:
+        after = fingerprint(backbone)
+        if after != weights:
             raise RuntimeError(f"{cell}: the backbone's weights changed; editing must leave them bit-identical")
+        said = {"fitted": hasattr(editor, "fit"), "weights": after[:16]}
         path = Path("data/traces") / f"{cell}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(path, traced)
+        write_table(path, [row | said for row in traced])
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     print(f"[edits] {cell}: {len(rows)} edits x {len(seeds)} seeds{failed}, {len(traced)} rows -> {path}")

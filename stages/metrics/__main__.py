@@ -1,4 +1,4 @@
-"""Route every trace and score it: reports/scores.csv, reports/metrics.json, reports/radii.csv and data/metrics/outcomes.parquet.
+"""Route every trace, score it, compare methods: reports/{scores,paired,radii}.csv, metrics.json, data/metrics/outcomes.parquet.
 
 python -m stages.metrics
 """
@@ -7,20 +7,22 @@ import json
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from stages.metrics import routing, scores
+from stages.metrics import paired, routing, scores
 from stages.metrics.files import read_trace, write_csv
-from stages.params import derive_seed, load, run, write_atomically
+from stages.params import Params, derive_seed, load, run, write_atomically
 
 CELL = ["backbone", "dataset", "method"]
+PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "n"]
 
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, rows = [], [], [], 0
+    scored, radii, outcomes, compared, rows = [], [], [], [], 0
     for dataset, backbone in product(params.datasets, params.backbones):
-        draws = None
+        draws, tables = None, {}
         for method in params.methods.values():
             cell = dict(zip(CELL, (backbone, dataset, method.name), strict=True))
             trace = read_trace(dataset, backbone, method.name)
@@ -34,12 +36,15 @@ def main() -> None:
                 seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
                 draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
             for protocol in scores.PROTOCOLS:
-                summary = scores.summarise(scores.per_edit(routed, protocol), draws, params.metrics.level)
+                tables[protocol, method.name] = scores.per_edit(routed, protocol)
+                summary = scores.summarise(tables[protocol, method.name], draws, params.metrics.level)
                 scored.append(summary.assign(**cell, protocol=protocol))
+        compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
     table = pd.concat(scored)[[*CELL, "protocol", "metric", "mean", "low", "high", "n"]]
     reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
+    write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*CELL, *PAIRED]])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
@@ -48,6 +53,25 @@ def main() -> None:
     told = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
     print(f"[metrics] d+ > d-: {told}")
     print(f"[metrics] read {len(scored) // 2} traces ({rows:,} rows) -> reports/scores.csv ({len(table):,} rows)")
+
+
+def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
+    """BalancEdit with the key and radius of params.yaml against every other method, from `per_edit` tables of one cell.
+
+    `tables` maps (protocol, method). The other methods are one family for Holm's correction. Empty without such a method.
+    """
+    ours = next((m.name for m in params.methods.values() if params.is_ours(m)), None)
+    seed = derive_seed(params.seed, "permutations")
+    found = []
+    for (protocol, name), table in tables.items():
+        if ours is not None and name != ours:
+            signs = paired.swaps(len(table), params.metrics.permutations, seed)
+            compared = paired.compare(tables[protocol, ours], table, signs, draws, params.metrics.level)
+            found.append(compared.assign(ours=ours, method=name, protocol=protocol))
+    if not found:
+        return pd.DataFrame(columns=["method", *PAIRED])
+    whole = pd.concat(found, ignore_index=True)
+    return whole.assign(p_holm=whole.groupby(["protocol", "metric"])["p"].transform(paired.holm))
 
 
 def nested(table: pd.DataFrame) -> dict:

@@ -67,14 +67,14 @@ def summarise(table: pd.DataFrame, draws: np.ndarray, level: float) -> pd.DataFr
     columns = [*table.columns, "hm"]
     values = table.to_numpy(dtype=float)
     n = np.isfinite(values).sum(0)
-    means = _with_hm(_nanmean(values), table.columns, parts)
-    resampled = _with_hm(_nanmean(values[draws].swapaxes(0, 1)), table.columns, parts)
+    means = _with_hm(nanmean(values), table.columns, parts)
+    resampled = _with_hm(nanmean(values[draws].swapaxes(0, 1)), table.columns, parts)
     low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     result = pd.DataFrame({"metric": columns, "mean": means, "low": low, "high": high, "n": [*n, len(table)]})
     return result[result["n"] > 0].reset_index(drop=True)
 
 
-def _nanmean(values: np.ndarray) -> np.ndarray:
+def nanmean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis that leaves NaN out, and is NaN where nothing is left."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):

@@ -83,13 +83,16 @@ REPORTS = {
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
         ("scores_strict", "scores_teacher_forced", "distances"),
-        ("main_strict", "main_teacher_forced", "probes_strict", "probes_teacher_forced",
-         "conditional", "radii"),
+        ("main_strict", "main_teacher_forced", "paired_strict", "paired_teacher_forced", "probes_strict",
+         "probes_teacher_forced", "conditional", "radii"),
     ),
     "ablations": Report(
         "Ablations",
         "The radius: its weight α, strategies, anchors and spans, and how generality trades for locality.",
         ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc"),
+    ),
+    "claims": Report(
+        "Claims", "What the paper claims, what was measured, and whether the claim holds here.", (), ("claims",),
     ),
 }  # fmt: skip
 HEADLINE_FIGURE = "frontier"

@@ -82,6 +82,31 @@ def main(table: pd.DataFrame, protocol: str, level: float) -> Table:
     return scores(table, protocol, names.MAIN, "Main results", level)
 
 
+def paired(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """What BalancEdit gains on each other method, in points with an interval; bold where a paired test tells them apart."""
+    table = need(select(table, protocol=protocol), protocol)
+    columns = {"reliability": names.MAIN["reliability"]} | names.TRADE_OFF
+    shown = ordered(columns, table["metric"])
+    rows = []
+    for place, block in cells(table):
+        for method in ordered(names.METHODS, block["method"]):
+            found = block[block["method"] == method].set_index("metric")
+            entries = [_gain(found.loc[m]) if m in found.index else Cell("–") for m in shown]
+            rows.append([*map(Cell, [*place, names.METHODS.get(method, method)]), *entries])
+    ours = ", ".join(names.METHODS.get(m, m) for m in sorted(set(table["ours"])))
+    caption = (
+        f"{ours} against each other method ({names.PROTOCOLS[protocol]} protocol; {where(table)}): difference in points with "
+        f"{percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits. Bold: p < 0.05 in a two-sided paired "
+        "permutation test over edits, Holm-corrected over the methods."
+    )
+    return Table(["Dataset", "Backbone", "Against", *(columns[m] for m in shown)], rows, caption, labels=3)
+
+
+def _gain(row: pd.Series) -> Cell:
+    interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    return Cell(f"{100 * row['difference']:+.1f}", interval, bool(row["p_holm"] < 0.05))
+
+
 def probes(table: pd.DataFrame, protocol: str, level: float) -> Table:
     """Every probe kind on its own, and the hops."""
     in_main = ("edit", "text_generality", "image_generality")

@@ -1,0 +1,43 @@
+"""Put each claim of the paper beside what was measured: reports/claims.json.
+
+python -m stages.claims
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from stages.claims.verdicts import CLAIMS, Cell
+from stages.metrics import scores
+from stages.params import Params, derive_seed, load, run, write_atomically
+
+OUT = Path("reports/claims.json")
+
+
+def open_cells(params: Params, outcomes: pd.DataFrame) -> list[Cell]:
+    """One cell a dataset and backbone, with the bootstrap draws of its scores."""
+    ours = [m.name for m in params.methods.values() if params.is_ours(m)]
+    baselines = [m.name for m in params.methods.values() if m.router != "never" and m.editor != "balancedit"]
+    cells = []
+    for dataset, backbone in product(params.datasets, params.backbones):
+        found = outcomes[(outcomes["dataset"] == dataset) & (outcomes["backbone"] == backbone)]
+        seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
+        draws = scores.resample(found["edit_id"].nunique(), params.metrics.resamples, seed)
+        cells.append(Cell(dataset, backbone, found, ours[:1], baselines, draws, params.metrics.level))
+    return cells
+
+
+def main() -> None:
+    params = load()
+    cells = open_cells(params, pd.read_parquet("data/metrics/outcomes.parquet"))
+    claims = [claim.judge(cell) for claim in CLAIMS for cell in cells]
+    with write_atomically(OUT) as temporary:
+        temporary.write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    told = ", ".join(f"{c['id']} {'not measured' if c['holds'] is None else 'holds' if c['holds'] else 'fails'}" for c in claims)
+    print(f"[claims] {told} -> {OUT}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,58 @@
+"""Is one method better than another on the same edits? Paired permutation tests over edits, Holm-corrected.
+
+Under the null hypothesis the two methods' scores of an edit may be swapped (Good, Permutation Tests, 2000). HM is that of the
+means, so it is computed anew for every swap. Several baselines are one family (Holm, 1979).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from stages.metrics.scores import BALANCE, harmonic_mean, nanmean
+
+COMPARED = ("reliability", *BALANCE, "hm")
+
+
+def swaps(edits: int, permutations: int, seed: int) -> np.ndarray:
+    """[permutations, edits] of ±1: which edits keep their methods and which swap them."""
+    return np.random.default_rng(seed).integers(2, size=(permutations, edits)) * 2.0 - 1
+
+
+def compare(ours: pd.DataFrame, other: pd.DataFrame, signs: np.ndarray, draws: np.ndarray, level: float) -> pd.DataFrame:
+    """metric, difference (ours − other) with a bootstrap interval, two-sided p and n, from two `per_edit` tables.
+
+    `draws` come from `scores.resample`, `signs` from `swaps`. Every edit counts that has the metric; its n is theirs.
+    """
+    rows = []
+    for metric in COMPARED:
+        parts = list(BALANCE) if metric == "hm" else [metric]
+        a, b = (table[parts].to_numpy(dtype=float) for table in (ours, other))
+        known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+        if not known.any():
+            continue
+        difference = _score(a[known].mean(0)) - _score(b[known].mean(0))
+        middle = (a[known] + b[known]).mean(0) / 2
+        half = signs[:, known] @ (a[known] - b[known]) / known.sum() / 2
+        swapped = _score(middle + half) - _score(middle - half)
+        as_far = np.abs(swapped) >= abs(difference) - 1e-12
+        shared = [np.where(known[:, None], x, np.nan) for x in (a, b)]
+        resampled = [_score(nanmean(x[draws].swapaxes(0, 1))) for x in shared]
+        low, high = np.nanquantile(resampled[0] - resampled[1], [(1 - level) / 2, (1 + level) / 2])
+        p = (1 + as_far.sum()) / (1 + len(signs))
+        rows.append({"metric": metric, "difference": difference, "low": low, "high": high, "p": p, "n": int(known.sum())})
+    return pd.DataFrame(rows)
+
+
+def _score(means: np.ndarray) -> np.ndarray:
+    """A metric from the means of its parts [..., parts]: itself, or their harmonic mean."""
+    return means[..., 0] if means.shape[-1] == 1 else harmonic_mean(means)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Adjusted p values of one family, in the given order."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted

@@ -1,0 +1,45 @@
+"""The paper's claims beside what was measured, from reports/claims.json."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.params import UserError
+from stages.report.markup import Cell, Table
+from stages.report.names import percent
+
+VERDICTS = {True: "holds", False: "does not hold", None: "not measured"}
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The rows; UserError names a missing file."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: missing; run the stage that writes it first")
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def table(claims: Sequence[Mapping[str, Any]], level: float) -> Table:
+    """One row a claim, dataset and backbone."""
+    rows = [
+        [
+            *map(Cell, (c["id"], c["claim"], c["paper"], c["dataset"], c["backbone"], c["unit"])),
+            _measured(c),
+            Cell(VERDICTS[c["holds"]], best=c["holds"] is not None),
+            Cell("; ".join(filter(None, (c["reason"], c["table"] and f"table {c['table']}")))),
+        ]
+        for c in claims
+    ]
+    caption = (
+        f"The paper's claims and what was measured (strict protocol), with {percent(level)} bootstrap intervals over edits. "
+        "The verdict follows from the mean."
+    )
+    header = ["", "Claim", "Paper", "Dataset", "Backbone", "Measured as", "Measured", "Verdict", "See"]
+    return Table(header, rows, caption, labels=len(header))
+
+
+def _measured(claim: Mapping[str, Any]) -> Cell:
+    if claim["measured"] is None:
+        return Cell("–")
+    known = claim["low"] is not None
+    return Cell(f"{claim['measured']:.3f}", f"[{claim['low']:.3f}, {claim['high']:.3f}]" if known else "")

@@ -1,0 +1,100 @@
+"""Each claim's verdict, on outcomes small enough to decide by hand."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.claims.__main__ import open_cells
+from stages.claims.verdicts import CLAIMS, Cell, hops_lag
+from stages.metrics import scores
+from stages.params import load
+
+# Method → what succeeds: shares of rephrasings and pictures reached, of others' answers kept, of hops.
+WORLD = {
+    "base": (0, 0, 0, 1, 0),
+    "grace": (1, 0.25, 0.5, 1, 0),
+    "ft": (1, 1, 1, 0.5, 0.5),
+    "balancedit": (1, 0.75, 0.75, 0.75, 0.25),
+}
+KINDS = ("edit", "text_generality", "image_generality", "near_image", "hop1")
+
+
+def outcomes(world: dict = WORLD, **more) -> pd.DataFrame:
+    """Four edits, four probes of each kind; the first ones of a kind succeed."""
+    rows = [
+        {
+            "dataset": "okedit", "backbone": "tiny", "method": method, "seed": 0, "edit_id": f"e{edit}", "kind": kind,
+            "target": probe < 4 * share, "same": probe < 4 * share, "target_off": False, "correct_off": True, "tf": 1.0,
+            "top10": 1.0, "diverged": False, "fitted": False, "weights": "aa",
+        }
+        for method, shares in world.items()
+        for edit in range(4)
+        for kind, share in zip(KINDS, shares, strict=True)
+        for probe in range(4)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**more)
+
+
+def cell(found: pd.DataFrame, baselines=("ft", "grace")) -> Cell:
+    return Cell("okedit", "tiny", found, ["balancedit"], baselines, scores.resample(4, 100, 0), 0.95)
+
+
+def judged(found: Cell) -> dict[str, dict]:
+    return {claim.id: claim.judge(found) for claim in CLAIMS}
+
+
+def test_claims_by_hand() -> None:
+    found = judged(cell(outcomes()))
+    assert (found["C1"]["measured"], found["C1"]["holds"]) == (1, True)
+    assert (found["C2"]["measured"], found["C2"]["holds"]) == (3, True)
+    assert (found["C3"]["measured"], found["C3"]["holds"]) == (-0.25, False) and "grace" in found["C3"]["reason"]
+    assert (found["C5"]["measured"], found["C5"]["holds"]) == (0, True)
+    assert (found["C6"]["measured"], found["C6"]["holds"]) == (1, True)
+    gain = 0.75 - 3 / (1 + 1 + 2)
+    assert found["C7"]["measured"] == pytest.approx(gain) and not found["C7"]["holds"] and "ft" in found["C7"]["reason"]
+    assert (found["L2"]["measured"], found["L2"]["holds"]) == (0.5, True)
+    for name in ("C4", "L1"):
+        assert found[name]["holds"] is None and found[name]["measured"] is None and found[name]["reason"]
+    assert all(c["low"] <= c["measured"] <= c["high"] for c in found.values() if c["low"] is not None)
+    json.dumps(list(found.values()), allow_nan=False)
+
+
+def test_claims_that_fail() -> None:
+    world = WORLD | {"balancedit": (0.75, 0.25, 0.75, 1, 0.25), "ft": (1, 1, 1, 0.75, 0)}
+    found = outcomes(world)
+    found.loc[found["method"] == "balancedit", ["fitted", "weights"]] = [True, "bb"]
+    verdicts = {name: c["holds"] for name, c in judged(cell(found)).items()}
+    assert verdicts == {
+        "C1": False, "C2": False, "C3": False, "C4": None, "C5": False, "C6": False, "C7": False, "L1": None, "L2": False,
+    }  # fmt: skip
+
+
+def test_a_claim_without_its_methods_has_no_verdict() -> None:
+    alone = outcomes({"balancedit": WORLD["balancedit"]})
+    found = judged(cell(alone, baselines=()))
+    assert [name for name, c in found.items() if c["holds"] is not None] == ["C1", "C5", "L2"]
+    assert all(c["reason"] for c in found.values() if c["holds"] is None)
+    nobody = judged(replace(cell(outcomes()), ours=[]))
+    assert {c["holds"] for c in nobody.values()} == {None}
+
+
+def test_nothing_is_divided_by_zero() -> None:
+    found = judged(cell(outcomes(WORLD | {"grace": (1, 0, 0.5, 1, 0)})))["C2"]
+    assert found["measured"] is None and found["holds"] and "0" in found["reason"]
+
+
+def test_edits_without_hops_have_no_lag() -> None:
+    found = outcomes()
+    assert hops_lag(cell(found[found["kind"] != "hop1"])).holds is None
+
+
+def test_cells_are_those_of_the_parameters() -> None:
+    params = load()
+    renamed = outcomes(backbone=next(iter(params.backbones)))
+    (opened,) = open_cells(params, pd.concat([renamed, renamed.assign(backbone="gone")]))
+    assert opened.ours == ["balancedit"] and set(opened.baselines) == {"ft", "grace"}
+    assert len(opened.outcomes) == len(renamed) and opened.draws.shape == (params.metrics.resamples, 4)
+    assert np.array_equal(opened.draws, open_cells(params, renamed)[0].draws)
