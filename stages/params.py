@@ -40,6 +40,7 @@ T = TypeVar("T")
 STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
 STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
+DEV = "dev"
 DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -64,7 +65,7 @@ class Radius:
     """How far an edit reaches (§2); balanced: alpha · d⁺ + (1 - alpha) · d⁻."""
 
     strategy: str = entry(one_of(*STRATEGIES))
-    alpha: float = entry(number(0, 1))
+    alpha: float | str = entry(number(0, 1, word=DEV))  # DEV: chosen on dev edits
     epsilon: float = entry(number(above=0))
     distance: str = entry(one_of(*DISTANCES))
     positives: int = entry(count(1, 3))
@@ -251,6 +252,11 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     def seed(at: str, value: Any, name: str = "") -> int:
         return count(0, 2**32 - 1)(at, value, stages)
 
+    edits = read_section(Edits, "edits", raw["edits"], stages)
+    datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
+    if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
+        raise UserError(f"radius.alpha: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number from 0 to 1")
+
     return Params(
         seed=seed("seed", raw["seed"]),
         threads=count(1, 1024)("threads", raw["threads"], stages),
@@ -261,8 +267,8 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         training=_axis("training", raw, train),
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
         backbones=_axis("backbones", raw, backbone),
-        datasets=_axis("datasets", raw, partial(read_section, Dataset, stages=stages)),
-        edits=read_section(Edits, "edits", raw["edits"], stages),
+        datasets=datasets,
+        edits=edits,
         methods=_axis("methods", raw, method),
         seeds=_axis("seeds", raw, seed),
     )

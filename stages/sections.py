@@ -20,15 +20,21 @@ def refuse(key: str, value: Any, allowed: str) -> UserError:
     return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False) -> Check:
-    """A finite number in [low, high] and > above; `whole` asks for an int."""
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False, word: str = ""
+) -> Check:
+    """A finite number in [low, high] and > above; `whole` asks for an int; `word` may stand in its place."""
     words = ["a whole number" if whole else "a number"]
     if math.isfinite(low):
         words.append(f"from {low} to {high}" if math.isfinite(high) else f">= {low}")
     if math.isfinite(above):
         words.append(f"> {above}")
+    if word:
+        words.append(f"or {word}")
 
-    def check(key: str, value: Any, stages: Path) -> float | int:
+    def check(key: str, value: Any, stages: Path) -> float | int | str:
+        if word and value == word:
+            return word
         right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not (right_type and math.isfinite(value) and low <= value <= high and value > above):
             raise refuse(key, value, " ".join(words))

@@ -1,5 +1,7 @@
 """Ablations agree with the metrics they are made of, on a small trace."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from test_metrics import METHOD, RADIUS, row
 
 from stages.ablations import sweeps
 from stages.metrics import routing, scores
+from stages.metrics.tuning import ALPHAS, settled
 from stages.params import NEGATIVES, SPANS
 
 
@@ -41,7 +44,7 @@ WHERE = {"split": "test", "protocol": "strict", "metric": "locality"}
 def test_the_sweep_agrees_with_the_configured_radius(cell: sweeps.Cell) -> None:
     sweep = sweeps.alpha_sweep(cell)
     assert at(sweep, alpha=RADIUS.alpha, distance="euclidean", **WHERE) == at(cell.scored(), **WHERE)
-    assert sorted(sweep["alpha"].unique()) == list(sweeps.ALPHAS) and set(sweep["split"]) == {"dev", "test"}
+    assert sorted(sweep["alpha"].unique()) == list(ALPHAS) and set(sweep["split"]) == {"dev", "test"}
 
 
 def test_strategies_are_the_ends_of_the_sweep(cell: sweeps.Cell) -> None:
@@ -85,3 +88,9 @@ def test_a_methods_own_point_is_its_score(cell: sweeps.Cell) -> None:
     mean = summary.set_index("metric")["mean"]
     assert point["generality"] == (mean["text_generality"] + mean["image_generality"]) / 2
     assert point["locality"] == mean["locality"]
+
+
+def test_alpha_dev_is_the_sweeps_best_on_dev(cell: sweeps.Cell) -> None:
+    asked = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
+    best = sweeps.best_alpha(sweeps.alpha_sweep(cell), RADIUS)["best_alpha_on_dev"]
+    assert settled(asked, cell.trace).radius.alpha == best

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics import paired, routing, scores
+from stages.metrics import paired, routing, scores, tuning
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import Key, Method, Radius, UserError, load
 
@@ -227,3 +227,19 @@ def test_each_metric_is_one_family_of_methods() -> None:
     assert (found["p_holm"] >= found["p"]).all() and (found["ours"] == "balancedit").all()
     others = replace(params, methods={"base": params.method("base")})
     assert against_baselines(others, {("strict", "base"): tables["strict", "base"]}, scores.resample(3, 50, 0)).empty
+
+
+def test_alpha_is_chosen_on_dev_edits_alone() -> None:
+    """d+ = 2 and d- = 10: ε = 10 - 8α reaches 3 and leaves 7 for α in (.375, .875]; the test edit would want another."""
+    kinds = {"edit": 0.0, "text_generality": 3.0, "image_generality": 3.0, "near_image": 7.0}
+    rows = [row("a", i, kind, distance, split="dev") for i, (kind, distance) in enumerate(kinds.items())]
+    rows += [row("b", i, kind, 9 * bool(distance)) for i, (kind, distance) in enumerate(kinds.items())]
+    rows += [row(e, 9 + i, f"sample_{k}", d, split=s) for e, s in (("a", "dev"), ("b", "test")) for i, (k, d) in enumerate(
+        (("positive", 2.0), ("black", 10.0)))]  # fmt: skip
+    trace, asked = pd.DataFrame(rows), replace(METHOD, radius=replace(RADIUS, alpha="dev"))
+    assert tuning.settled(asked, trace).radius.alpha == 0.4
+    assert tuning.settled(METHOD, trace) == METHOD
+    always = replace(asked, router="always")
+    assert tuning.settled(always, trace) == always
+    with pytest.raises(UserError, match="radius.alpha: 'dev' .* without dev edits"):
+        tuning.settled(asked, trace[trace["split"] == "test"])

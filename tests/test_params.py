@@ -78,6 +78,8 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
     [
         (("radius", "alpha"), 1.5, ("radius.alpha", "1.5", "from 0 to 1")),
         (("radius", "alpha"), float("nan"), ("radius.alpha", "nan", "from 0 to 1")),
+        (("radius", "alpha"), "best", ("radius.alpha", "'best'", "or dev")),
+        (("edits", "dev"), 0, ("radius.alpha", "'dev' needs dev edits of okedit", "from 0 to 1")),
         (("radius", "alpha"), True, ("radius.alpha", "True", "a number")),
         (
             ("radius", "strategy"),
@@ -134,7 +136,7 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(stages, keys, v
     ("text", "words"),
     [
         ("seed: 0\n", "threads: missing"),
-        (TEXT.replace("  alpha: 0.5\n", ""), "radius.alpha: missing"),
+        (TEXT.replace("  alpha: dev\n", ""), "radius.alpha: missing"),
         (TEXT + "seed: 1\n", "seed"),
         (TEXT.replace("seed: 0", "seed: ["), "not valid YAML"),
         ("", "None"),

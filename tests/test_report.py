@@ -97,6 +97,7 @@ def outcome_row(method: str, seed: int, edit: dict, probe: int, kind: str, dista
 def radius_row(method: str, edit: dict) -> dict:
     inverted = edit["edit_id"] == "e4"
     distances = {"d_plus": 0.5, "d_minus": 1.5, "epsilon": 0.0 if inverted else 1.0, "inverted": inverted}
+    distances["alpha"] = float("nan") if method == "grace" else 0.45
     return PLACE | {"method": method, "edit_id": edit["edit_id"], "split": edit["split"]} | distances
 
 
@@ -434,3 +435,8 @@ def test_a_gain_is_bold_where_the_corrected_test_says_so(studied):
     unedited = next(line for line in lines if "| Unedited |" in line)
     assert "**+30.0** [+20.0, +40.0]" in unedited
     assert "| -20.0 [-30.0, -10.0]" in next(line for line in lines if "| FT |" in line)
+
+
+def test_radii_tell_the_alpha_that_was_used(studied):
+    lines = (studied / "reports/tables/radii.md").read_text(encoding="utf-8").splitlines()
+    assert "| GRACE | – |" in "".join(lines) and "| BalancEdit | 0.45 |" in "".join(lines)

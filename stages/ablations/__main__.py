@@ -13,6 +13,7 @@ from tqdm import tqdm
 from stages.ablations import sweeps
 from stages.metrics import scores
 from stages.metrics.files import read_trace, write_csv
+from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
 
 OUT = Path("reports/ablations")
@@ -34,7 +35,7 @@ def open_cell(params: Params, dataset: str, backbone: str, method: str) -> sweep
     for split, part in trace.groupby("split"):
         seed = derive_seed(params.seed, "ablations", dataset, backbone, split)
         draws[split] = scores.resample(part["edit_id"].nunique(), params.metrics.resamples, seed)
-    return sweeps.Cell(trace, params.method(method), draws, params.metrics.level)
+    return sweeps.Cell(trace, settled(params.method(method), trace), draws, params.metrics.level)
 
 
 def main() -> None:

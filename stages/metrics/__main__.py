@@ -12,6 +12,7 @@ import pandas as pd
 
 from stages.metrics import paired, routing, scores
 from stages.metrics.files import read_trace, write_csv
+from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
 
 CELL = ["backbone", "dataset", "method"]
@@ -26,10 +27,12 @@ def main() -> None:
         for method in params.methods.values():
             cell = dict(zip(CELL, (backbone, dataset, method.name), strict=True))
             trace = read_trace(dataset, backbone, method.name)
+            method = settled(method, trace)
             rows += len(trace)
             routed = routing.route(trace, routing.routed_on(trace, method))
             if method.router == "codebook":
-                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell))
+                alpha = method.radius.alpha if method.radius.strategy in ("balanced", "mean") else np.nan
+                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=alpha))
             routed = routed[routed["split"] == "test"].assign(**cell)
             outcomes.append(routed)
             if draws is None:
@@ -41,7 +44,7 @@ def main() -> None:
                 scored.append(summary.assign(**cell, protocol=protocol))
         compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
     table = pd.concat(scored)[[*CELL, "protocol", "metric", "mean", "low", "high", "n"]]
-    reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "d_plus", "d_minus", "epsilon", "inverted"]]
+    reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
     write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*CELL, *PAIRED]])

@@ -158,18 +158,20 @@ def outcome_shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def radii(table: pd.DataFrame) -> Table:
-    """Medians of d⁺, d⁻ and ε, and how often the positive sample is farther than the negative."""
+    """α, medians of d⁺, d⁻ and ε, and how often the positive sample is farther than the negative."""
     table = select(table, split="test").drop_duplicates(["dataset", "backbone", "method", "edit_id"])
     rows = []
     for place, block in cells(table):
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method]
-            middle = [Cell(f"{found[c].median():.3g}") for c in ("d_plus", "d_minus", "epsilon")]
+            alpha = found["alpha"].iloc[0]
+            middle = [Cell("–" if alpha != alpha else f"{alpha:g}")]
+            middle += [Cell(f"{found[c].median():.3g}") for c in ("d_plus", "d_minus", "epsilon")]
             inverted = Cell(f"{int(found['inverted'].sum())} of {len(found)}")
             rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), *middle, inverted])
     sizes = table.groupby(["dataset", "backbone", "method"]).size()
-    caption = f"Radii ({where(table)}): medians over test edits ({count(sizes)}), and how many have d⁺ > d⁻."
-    return Table(["Dataset", "Backbone", "Method", "d⁺", "d⁻", "ε", "d⁺ > d⁻"], rows, caption, labels=3)
+    caption = f"Radii ({where(table)}): α, medians over test edits ({count(sizes)}), and how many have d⁺ > d⁻."
+    return Table(["Dataset", "Backbone", "Method", "α", "d⁺", "d⁻", "ε", "d⁺ > d⁻"], rows, caption, labels=3)
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Table:
