@@ -94,3 +94,10 @@ def test_alpha_dev_is_the_sweeps_best_on_dev(cell: sweeps.Cell) -> None:
     asked = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
     best = sweeps.best_alpha(sweeps.alpha_sweep(cell), RADIUS)["best_alpha_on_dev"]
     assert settled(asked, cell.trace).radius.alpha == best
+
+
+def test_no_two_constant_radii_have_one_name(cell: sweeps.Cell) -> None:
+    alike = cell.trace["kind"].str.startswith("sample_")
+    trace = cell.trace.assign(euclidean_prompt=cell.trace["euclidean_prompt"].mask(alike, 2 + cell.trace["probe"] / 1e5))
+    table = sweeps.strategies(replace(cell, trace=trace))
+    assert table.loc[table["strategy"] == "constant", "epsilon"].unique().tolist() == [2.0]

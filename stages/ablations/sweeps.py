@@ -53,9 +53,10 @@ def strategies(cell: Cell) -> pd.DataFrame:
     """balanced at the configured α, positive, negative, and constant radii at quantiles of the samples' distances."""
     radius = cell.method.radius
     found = routing.radii(cell.trace, cell.method.key, radius)
-    spread = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
+    quantiles = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
+    spread = sorted({float(f"{epsilon:.3g}") for epsilon in quantiles})  # as reports name them: no two of one name
     tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]
-    tried += [(replace(radius, strategy="constant", epsilon=e), e) for e in map(float, spread) if e > 0]
+    tried += [(replace(radius, strategy="constant", epsilon=e), e) for e in spread if e > 0]
     return pd.concat(cell.scored(radius=r).assign(strategy=r.strategy, epsilon=e) for r, e in tried)
 
 

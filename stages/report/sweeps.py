@@ -120,13 +120,14 @@ def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol:
     table = select(table, protocol=protocol, **wanted)
     table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())
     table = table.assign(variant=tables.variant_labels(table, column, labels))
-    groups = {v: v.replace(" ", "\n", 1) for v in tables.variants_in_order(table, column, labels)}
     metrics = {m: names.TRADE_OFF[m] for m in ordered(names.TRADE_OFF, table["metric"])}
     with matplotlib.rc_context(STYLE):
         found = cells(table)
-        figure, axes = panels(len(found), 1, PAGE if len(groups) > 4 else COLUMN, 1.7, sharex=True)
+        shown = [tables.variants_in_order(block, column, labels) for _, block in found]
+        figure, axes = panels(len(found), 1, PAGE if max(map(len, shown)) > 4 else COLUMN, 1.7)
         handles = []
-        for ax, ((dataset, backbone), block) in zip(axes[:, 0], found, strict=False):
+        for ax, ((dataset, backbone), block), order in zip(axes[:, 0], found, shown, strict=True):
+            groups = {v: v.replace(" ", "\n", 1) for v in order}
             handles = bars(ax, block, groups, "variant", metrics, "metric", {m: i for i, m in enumerate(metrics)})
             ax.set_title(f"{dataset}, {backbone}", loc="left")
             ax.set_ylabel("score (%)")
