@@ -10,6 +10,13 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def test_its_tables_are_the_pipelines() -> None:
+    shown = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- /table -->", README, re.S)
+    assert shown[0][0] == "reports/tables/main_strict.md"
+    for name, table in shown:
+        assert table.strip() == (ROOT / name).read_text().strip()
+
+
 def test_the_accuracies_are_the_model_cards() -> None:
     name, shown = re.search(r"<!-- card: (\S+) -->\n(.*?)<!-- /card -->", README, re.S).groups()
     assert shown.strip() in (ROOT / name).read_text()
