@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.report import index, names
-from tests.test_report import ROOT, build, render
+from stages.report import names
+from tests.test_report import rendered
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
@@ -42,23 +42,17 @@ FRAME = """<!doctype html><iframe id=page src="reports/%s.html" style="width:%dp
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A folder of rendered pages and its address."""
-    root = tmp_path_factory.mktemp("pages")
-    build(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        for name in names.REPORTS:
-            render(root, name)
-    (root / "reports/index.html").write_text(index.page(root / "reports", 0.95), encoding="utf-8")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             """Tests print nothing."""
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield root, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with rendered(tmp_path_factory.mktemp("pages")) as root:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield root, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])

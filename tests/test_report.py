@@ -1,6 +1,7 @@
 """The report stage on a synthetic miniature of every input: pages, figures, tables, and a cell that fails."""
 
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -203,16 +205,21 @@ def render(root: Path, name: str, **parameters: object) -> Path:
     return page
 
 
-@pytest.fixture(scope="module")
-def studied(tmp_path_factory):
-    """A folder in which every notebook has run once."""
-    root = tmp_path_factory.mktemp("study")
+@contextlib.contextmanager
+def rendered(root: Path) -> Iterator[Path]:
+    """`root` with every input built and every notebook run once; while open, more can be run."""
     build(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         for name in names.REPORTS:
             render(root, name)
         (root / "reports/index.html").write_text(index.page(root / "reports", 0.95), encoding="utf-8")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    with rendered(tmp_path_factory.mktemp("study")) as root:
         yield root
 
 
