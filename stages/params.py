@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ DEVICE_MAPS = ("auto", "cpu", "cuda")
 QUANTIZATIONS = ("none", "8bit")
 ROUTERS = ("never", "always", "codebook", "own", "oracle")
 # Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial")
+NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial", "cell", "tuning")
 # What the system says when the fault is the user's disk or rights, not the program's.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
@@ -182,9 +183,14 @@ class Method:
     router: str = entry(one_of(*ROUTERS))
     hyper: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, cls: type[T]) -> T:
-        """The hyper-parameters as an editor's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
-        return read_section(cls, f"methods.{self.name}", self.hyper, STAGES)
+    def grid(self, cls: type[T]) -> list[T]:
+        """All combinations of the hyper-parameters, of which a list holds several values to choose from, as an editor's
+        `Settings`, a dataclass of `entry` fields; UserError names a wrong one.
+        """
+        at, several = f"methods.{self.name}", {k: v if isinstance(v, list) else [v] for k, v in self.hyper.items()}
+        for name in (name for name, values in several.items() if not values):
+            raise refuse(f"{at}.{name}", [], "a value, or a list of at least one")
+        return [read_section(cls, at, dict(zip(several, one, strict=True)), STAGES) for one in product(*several.values())]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 
 from stages.claims.__main__ import open_cells
 from stages.claims.verdicts import CLAIMS, Cell, hops_lag
-from stages.metrics import scores
 from stages.params import load
+from stages.scoring import scores
 
 # Method → what succeeds: shares of rephrasings and pictures reached, of others' answers kept, of hops.
 WORLD = {

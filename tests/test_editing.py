@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
-from stages.editing.__main__ import decode_shown
+from stages.editing.cell import decode_shown
 from stages.editing.editor import Edit, exact_with_margin, load_editor, module_of
 from stages.editing.partial import Partial
 from stages.editing.transform import replaced
@@ -190,8 +190,9 @@ def test_nan_survives_a_record() -> None:
 
 @pytest.mark.parametrize("method", load(ROOT / "params.yaml").methods.values(), ids=lambda m: m.name)
 def test_every_method_of_the_committed_file_has_settings_its_editor_knows(method: Method) -> None:
-    settings = method.settings(module_of(method.editor).Settings)
-    assert method.hyper.items() <= asdict(settings).items()
+    for settings in method.grid(module_of(method.editor).Settings):
+        for name, value in method.hyper.items():
+            assert asdict(settings)[name] in (value if isinstance(value, list) else [value])
 
 
 @pytest.mark.parametrize(
@@ -205,4 +206,4 @@ def test_every_method_of_the_committed_file_has_settings_its_editor_knows(method
 def test_a_setting_that_the_editor_does_not_know_is_named(hyper: dict, words: str) -> None:
     method = replace(load(ROOT / "params.yaml").method("ft"), name="m", hyper=hyper)
     with pytest.raises(UserError, match=re.escape(words)):
-        method.settings(module_of("finetune").Settings)
+        method.grid(module_of("finetune").Settings)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics import paired, routing, scores, tuning
+from stages.metrics import paired, tuning
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import Key, Method, Radius, UserError, load
+from stages.scoring import routing, scores
 
 RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
 KEY = Key("prompt")

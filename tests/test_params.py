@@ -23,7 +23,8 @@ def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
     editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
     modules = [*(f"editing/{editor}" for editor in sorted(editors)), "editing/codebook"]
-    modules += ["editing/__init__", "okedit/sources/embedded", "okedit/sources/evqa", "backbone/families/llava_smollm2"]
+    modules += ["editing/__init__", "okedit/sources/embedded", "okedit/sources/evqa"]
+    modules += ["backbone/families/llava_smollm2", "backbone/families/blip2_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def load_with(stages, *keys, value):
 
 def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
-    assert params.method("ft").hyper["lr"] == 1e-3  # YAML 1.1 would read 1e-3 as text
+    assert params.method("ft").hyper["lr"] == [3e-4, 1e-3, 3e-3]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
     assert params.dataset("okedit").test == 150 and params.edits == Edits(60, 20)
     assert params.seeds == {"s0": 0}
@@ -185,7 +186,7 @@ def test_an_unknown_name_on_the_command_line_lists_the_known_ones(stages, axis):
 
 
 def test_every_key_of_the_committed_file_has_a_comment():
-    """By a comment right above it, or by one that lists the keys of all entries of its section."""
+    """By a comment right above it or above another of its name, or by one that lists the keys of all entries of its section."""
     lines = TEXT.splitlines()
     listed = set()
     for line in lines:
@@ -193,7 +194,8 @@ def test_every_key_of_the_committed_file_has_a_comment():
             listed.update(match[1].split(", "))
     found = ((i, re.match(r"\s*([a-z0-9_-]+):", line)) for i, line in enumerate(lines))
     keys = [(i, match[1]) for i, match in found if match]
-    bare = [key for i, key in keys if not lines[i - 1].lstrip().startswith("#") and key not in listed]
+    listed.update(key for i, key in keys if lines[i - 1].lstrip().startswith("#"))
+    bare = [key for _, key in keys if key not in listed]
     inherited = {"span", "strategy", "epsilon"}  # GRACE's own entries of the sections key and radius
     assert len(keys) > 40
     # A seed's name documents itself under the comment of its section.

@@ -11,10 +11,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from stages.ablations import sweeps
-from stages.metrics import scores
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
+from stages.scoring import scores
 
 OUT = Path("reports/ablations")
 TAIL = ["protocol", "metric", "mean", "low", "high", "n"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from stages.claims.verdicts import CLAIMS, Cell
-from stages.metrics import scores
 from stages.params import Params, derive_seed, load, run, write_atomically
+from stages.scoring import scores
 
 OUT = Path("reports/claims.json")
 

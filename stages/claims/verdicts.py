@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.metrics import scores
+from stages.scoring import scores
 
 RATIO, GAIN = 1.7, 0.2  # C2: times GRACE's text generality. C3: least relative gain in locality.
 

@@ -2,7 +2,7 @@
 
 The transformation is a copy of the edited linear map's weight, fine-tuned on the edit alone. Key, samples and radius do not
 depend on it: they are distances in the trace (`stages.editing.trace`), turned into an influence scope by
-`stages.metrics.routing`.
+`stages.scoring.routing`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""Route every trace, score it, compare methods: reports/{scores,paired,radii}.csv, metrics.json, data/metrics/outcomes.parquet.
+"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings}.csv, reports/metrics.json and
+data/metrics/outcomes.parquet.
 
 python -m stages.metrics
 """
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.metrics import paired, routing, scores
+from stages.metrics import paired
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
+from stages.scoring import routing, scores
 
 CELL = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "n"]
@@ -21,12 +23,13 @@ PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_hol
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, compared, rows = [], [], [], [], 0
+    scored, radii, outcomes, compared, used, rows = [], [], [], [], [], 0
     for dataset, backbone in product(params.datasets, params.backbones):
         draws, tables = None, {}
         for method in params.methods.values():
             cell = dict(zip(CELL, (backbone, dataset, method.name), strict=True))
             trace = read_trace(dataset, backbone, method.name)
+            used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
             method = settled(method, trace)
             rows += len(trace)
             routed = routing.route(trace, routing.routed_on(trace, method))
@@ -47,6 +50,7 @@ def main() -> None:
     reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
+    write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
     write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*CELL, *PAIRED]])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.metrics.scores import BALANCE, harmonic_mean, nanmean
+from stages.scoring.scores import BALANCE, harmonic_mean, nanmean
 
 COMPARED = ("reliability", *BALANCE, "hm")
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.metrics import routing, scores
 from stages.params import DEV, Method, UserError
+from stages.scoring import routing, scores
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
@@ -25,7 +25,5 @@ def settled(method: Method, trace: pd.DataFrame) -> Method:
 
 
 def hm(trace: pd.DataFrame, method: Method) -> float:
-    """Strict HM of the means over a trace's edits; -1 where one of its parts is missing, so that it is never the highest."""
-    table = scores.per_edit(routing.route(trace, routing.routed_on(trace, method)), "strict")
-    parts = [table[part].mean() if part in table else np.nan for part in scores.BALANCE]
-    return float(np.nan_to_num(scores.harmonic_mean(np.array(parts)), nan=-1.0))
+    """Strict HM of a trace's edits."""
+    return scores.balance(scores.per_edit(routing.route(trace, routing.routed_on(trace, method)), "strict"))["hm"]

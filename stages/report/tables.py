@@ -1,5 +1,6 @@
 """Tables of the reports: read tidy results, arrange them, write them as Markdown and as LaTeX (booktabs)."""
 
+import json
 import math
 from pathlib import Path
 
@@ -172,6 +173,19 @@ def radii(table: pd.DataFrame) -> Table:
     sizes = table.groupby(["dataset", "backbone", "method"]).size()
     caption = f"Radii ({where(table)}): α, medians over test edits ({count(sizes)}), and how many have d⁺ > d⁻."
     return Table(["Dataset", "Backbone", "Method", "α", "d⁺", "d⁻", "ε", "d⁺ > d⁻"], rows, caption, labels=3)
+
+
+def settings(table: pd.DataFrame) -> Table:
+    """The hyper-parameters that each method's edits used, and of how many they were chosen on dev edits."""
+    rows = []
+    for place, block in cells(table):
+        for method in ordered(names.METHODS, block["method"]):
+            found = block[block["method"] == method].iloc[0]
+            used = ", ".join(f"{name} {value}" for name, value in json.loads(found["settings"]).items())
+            tried = str(found["tried"]) if found["tried"] > 1 else "–"
+            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), Cell(used or "–"), Cell(tried)])
+    caption = f"Hyper-parameters ({where(table)}), and of how many settings the best on dev edits, by strict HM, was taken."
+    return Table(["Dataset", "Backbone", "Method", "Settings", "Tried on dev"], rows, caption, labels=4)
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Table:

@@ -21,7 +21,7 @@ CONNECTOR = ("query_tokens", "qformer.", "language_projection.")
 QUERIES = 32
 SPELLED = 8  # tokens of a name that the queries spell, QUERIES // SPELLED times over
 TEMPERATURE = 0.05  # of the cosine similarity to token embeddings
-STEPS, BATCH, LR = 1500, 64, 1e-3  # of the reading of names
+STEPS, BATCH, LR = 800, 64, 1e-3  # of the reading of names
 
 
 def build(assets: Path) -> tuple[Blip2LiteForConditionalGeneration, PreTrainedTokenizerBase]:

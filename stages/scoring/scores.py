@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.metrics.routing import REACHED
+from stages.scoring.routing import REACHED
 
 PROTOCOLS = ("strict", "teacher_forced")
 GENERALITY = ("text_generality", "image_generality", "joint_generality")
@@ -54,6 +54,12 @@ def harmonic_mean(parts: np.ndarray) -> np.ndarray:
     """Along the last axis; 0 where a part is 0, NaN where one is NaN."""
     with np.errstate(divide="ignore", over="ignore"):
         return parts.shape[-1] / (1 / parts).sum(-1)
+
+
+def balance(table: pd.DataFrame) -> dict[str, float]:
+    """The parts of HM, each the mean of a `per_edit` table, and `hm`: -1 where a part is missing, so that it is never best."""
+    parts = {part: float(table[part].mean()) if part in table else float("nan") for part in BALANCE}
+    return parts | {"hm": float(np.nan_to_num(harmonic_mean(np.array(list(parts.values()))), nan=-1.0))}
 
 
 def resample(edits: int, resamples: int, seed: int) -> np.ndarray:

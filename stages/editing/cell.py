@@ -1,0 +1,141 @@
+"""One cell of the study, a method on a backbone and a dataset: all that its edits need, loaded and checked before long work."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from stages.backbone.vlm import Backbone
+from stages.editing.editor import Edit, attempt, module_of
+from stages.editing.fitting import Example, fitted, training_probes
+from stages.editing.partial import Partial
+from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
+from stages.okedit.schema import decode, read_edits, read_images, read_made
+from stages.params import Method, Params, UserError, derive_seed
+
+CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
+SHARED = ("editor", "transform", "full", "fitting", "sentences")  # modules that editors share
+
+Row = Mapping[str, Any]
+Traced = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What making the edits of `rows` needs; `grid` holds the combinations of the method's hyper-parameters to choose from."""
+
+    dataset: str
+    backbone: Backbone
+    backbone_name: str
+    method: Method
+    editor: ModuleType
+    grid: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    samples: Sequence[Row]
+    queries: Mapping[str, Sequence[Probe]]
+    examples: Sequence[Example]
+    digests: Mapping[str, str]  # image id → of its bytes
+    seeds: Sequence[int]
+
+    @classmethod
+    def open(cls, params: Params, dataset: str, backbone: str, method: str) -> "Cell":
+        """Load dataset, samples and backbone of a cell; any fault of theirs or of the method's settings is a UserError."""
+        chosen, settings, source = params.method(method), params.backbone(backbone), params.dataset(dataset)
+        editor = module_of(chosen.editor)
+        grid = [asdict(one) for one in chosen.grid(editor.Settings)]
+        folder, sampled = Path("data/okedit") / source.name, Path("data/samples") / source.name
+        rows = read_made(folder, params.edits)
+        if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
+            raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
+        images = read_images(folder / "images.parquet", sampled / "images.parquet")
+        samples = pq.read_table(sampled / "samples.parquet").to_pylist()
+        queries = {row["edit_id"]: probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
+        learnt = read_edits(folder, ("train",)) if hasattr(editor, "fit") else []
+        training = {row["edit_id"]: training_probes(row) for row in learnt}
+        pictures = decode_shown(queries | training, images)
+        opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
+        opened.add_pictures(pictures)
+        digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
+        run = partial(_states, opened, digests)
+        examples = [Example(row, training[row["edit_id"]], partial(run, row)) for row in learnt]
+        seeds = sorted(params.seeds.values())
+        return cls(dataset, opened, backbone, chosen, editor, grid, rows, samples, queries, examples, digests, seeds)
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}-{self.backbone_name}-{self.method.name}"
+
+    @property
+    def code(self) -> str:
+        """A digest of all modules that decide what an edit does."""
+        return code_digest(*SHARED, self.method.editor)
+
+    def records(self) -> Partial:
+        """Where finished edits are kept until the cell is whole."""
+        learnt = [example.row for example in self.examples]
+        made_from = [self.code, self.backbone.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
+        made_from += [self.digests, self.seeds, learnt]
+        return Partial(Path("data/.partial") / self.name, json.dumps(made_from))
+
+    def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Partial) -> list[Traced]:
+        """The trace's rows of some edits under the settings `hyper`, made where `records` does not have them."""
+        setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
+        for seed in seeds:
+            named = [(f"{setting}-{seed}-{row['edit_id']}", row) for row in rows]
+            make = None
+            for name, row in tqdm(named, desc=f"{self.name}, seed {seed}"):
+                if name not in records:
+                    make = make or self._prepared(hyper | {"seed": derive_seed(seed, "fit")})
+                    records[name] = self._traced(make, hyper, row, seed)
+                traced += records[name]
+        return traced
+
+    def _traced(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int) -> list[Traced]:
+        probes = self.queries[row["edit_id"]]
+        states = _states(self.backbone, self.digests, row, probes)
+        seeded = {**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])}
+        edit = attempt(partial(make, self.backbone, request_of(states, row), seeded))
+        return [{"seed": seed} | traced for traced in trace_edit(self.backbone, row, probes, states, edit)]
+
+    def _prepared(self, settings: Mapping[str, Any]) -> Callable[..., Edit]:
+        """The editor's `edit`, which knows what was learnt of the train split; where that diverged, so does every edit."""
+        if not hasattr(self.editor, "fit"):
+            return self.editor.edit
+        if not self.examples:
+            raise UserError(f"{self.editor.__name__}: no train edits; allowed: a dataset with `train` of at least 1")
+        made_from = json.dumps([self.code, self.digests])
+        try:
+            state = fitted(self.editor, self.backbone, self.examples, settings, made_from, FITS)
+        except FloatingPointError as error:
+            print(f"[edits] training diverged: {error}", file=sys.stderr)
+            return lambda *_: Edit(loss=float("nan"), diverged=True)
+        return partial(self.editor.edit, fitted=state)
+
+
+def label(hyper: Mapping[str, Any]) -> str:
+    """Settings in words, the same for equal ones."""
+    return json.dumps(dict(hyper), sort_keys=True)
+
+
+def _states(backbone: Backbone, digests: Mapping[str, str], row: Row, probes: Sequence[Probe]) -> States:
+    return cached_trunk(backbone, row, probes, digests, CACHE)
+
+
+def decode_shown(queries: Mapping[str, Sequence[Probe]], images: Mapping[str, bytes]) -> dict[str, Image.Image]:
+    """Every picture that some edit's probes show; UserError names the first that is missing or cannot be read."""
+    pictures = {}
+    for edit_id, probes in queries.items():
+        for image_id in sorted({p.image_id for p in probes if p.image_id is not None} - pictures.keys()):
+            if image_id not in images:
+                raise UserError(f"{edit_id}: image {image_id!r} is missing; allowed: the {len(images)} ids of the image tables")
+            pictures[image_id] = decode(image_id, images[image_id])
+    return pictures

@@ -1,0 +1,79 @@
+"""Which values of its hyper-parameters a method's edits use: what balances best on dev edits.
+
+Where params.yaml lists several values, every combination makes the dev edits, and the one of the highest strict HM is taken; as
+many combinations for each method are an equal budget. A codebook method's writer is judged under an oracle router, since its
+radius is chosen later, from the traces. reports/tuning.csv keeps what was tried: a choice that stands there is not made again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.editing.cell import Cell, label
+from stages.editing.partial import Partial
+from stages.params import write_atomically
+from stages.scoring import routing, scores
+
+TABLE = Path("reports/tuning.csv")
+CELL = ["dataset", "backbone", "method"]
+COLUMNS = [*CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_from"]
+
+
+def chosen(cell: Cell, records: Partial, path: Path = TABLE) -> Mapping[str, Any]:
+    """The settings that a cell's edits use."""
+    if len(cell.grid) == 1:
+        return cell.grid[0]
+    known = read(path)
+    known = known[(known[CELL] == _at(cell)).all(axis=1) & (known["made_from"] == made_from(cell)) & known["chosen"]]
+    table = known if len(known) else tried(cell, records)
+    best = table.loc[table["chosen"], "setting"].iloc[0]
+    return next(hyper for hyper in cell.grid if label(hyper) == best)
+
+
+def tried(cell: Cell, records: Partial) -> pd.DataFrame:
+    """Every setting of the grid with its scores on dev edits, of the first seed. The chosen one has the highest HM; of equals
+    the highest mean of its parts, and then the first.
+    """
+    dev = [row for row in cell.rows if row["split"] == "dev"]
+    router = "oracle" if cell.method.router == "codebook" else cell.method.router
+    judged, found = replace(cell.method, router=router), []
+    for hyper in cell.grid:
+        trace = pd.DataFrame(cell.trace(hyper, dev, cell.seeds[:1], records))
+        table = scores.per_edit(routing.route(trace, routing.routed_on(trace, judged)), "strict")
+        found.append({"setting": label(hyper)} | scores.balance(table))
+    table = pd.DataFrame(found).assign(**dict(zip(CELL, _at(cell), strict=True)), edits=len(dev), made_from=made_from(cell))
+    best = table.assign(mean=table[list(scores.BALANCE)].mean(axis=1)).sort_values(["hm", "mean"], kind="stable", ascending=False)
+    return table.assign(chosen=table.index == best.index[0])[COLUMNS]
+
+
+def keep(table: pd.DataFrame, path: Path = TABLE) -> None:
+    """Write what was tried in a cell in the place of what stood there."""
+    known = read(path)
+    others = known[(known[CELL] != table[CELL].iloc[0]).any(axis=1)]
+    whole = pd.concat([others, table]) if len(others) else table
+    whole = whole.sort_values(CELL, kind="stable")
+    with write_atomically(path) as temporary:
+        whole.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The table of all that was tried so far."""
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS).astype({"chosen": bool})
+    return pd.read_csv(path, dtype={"made_from": str})
+
+
+def made_from(cell: Cell) -> str:
+    """A digest of what a choice depends on, but for the code."""
+    dev = [row for row in cell.rows if row["split"] == "dev"]
+    text = json.dumps([cell.backbone.fingerprint, cell.method.editor, cell.method.router, cell.grid, dev, cell.seeds[:1]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _at(cell: Cell) -> list[str]:
+    return [cell.dataset, cell.backbone_name, cell.method.name]
