@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stages.backbone.vlm import Query, mean_over
 from stages.editing.codebook import UNEDITED, Codebook, Entry
 from stages.editing.editor import Edit
-from stages.editing.transform import Layer, Value
+from stages.editing.transform import Layer, LowRank, Value, compress
 from stages.params import UserError
 
 
@@ -119,7 +119,9 @@ def test_a_codebook_comes_back_as_it_was(backbone, tmp_path) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = Layer(torch.rand(48, 32, generator=generator))
     value = Value(torch.rand(48, generator=generator), "last")
-    book = Codebook("cosine", [entry(1, 0.25, "a", Edit(layer)), entry(2, 0.5, "ox é", Edit(value)), entry(3, 1)], True)
+    low = LowRank(torch.rand(2, 32, generator=generator), torch.rand(48, 2, generator=generator))
+    entries = [entry(1, 0.25, "a", Edit(layer)), entry(2, 0.5, "ox é", Edit(value)), entry(3, 1), entry(4, 1, "c", Edit(low))]
+    book = Codebook("cosine", entries, True)
     book.save(tmp_path / "book.safetensors", backbone)
     assert [path.name for path in tmp_path.iterdir()] == ["book.safetensors"]
     again = Codebook.load(tmp_path / "book.safetensors", backbone)
@@ -130,6 +132,8 @@ def test_a_codebook_comes_back_as_it_was(backbone, tmp_path) -> None:
     assert torch.equal(again.entries[0].edit.output.weight, layer.weight) and again.entries[0].edit.output.bias is None
     assert torch.equal(again.entries[1].edit.output.value, value.value) and again.entries[1].edit.output.where == "last"
     assert again.entries[2].edit.changes_nothing
+    kept = again.entries[3].edit.output
+    assert torch.equal(kept.a, low.a) and torch.equal(kept.b, low.b)
 
 
 def test_a_loaded_codebook_answers_as_the_saved_one(backbone, tmp_path) -> None:
@@ -165,7 +169,39 @@ def test_a_codebook_of_another_backbone_or_none_is_refused(backbone, tmp_path) -
 
 def test_only_edits_of_the_edited_map_that_are_data_can_be_kept(backbone, tmp_path) -> None:
     book = Codebook(entries=[entry(0, 1, edit=Edit(lambda inputs, unedited, prompt: unedited))])
-    with pytest.raises(TypeError, match="Layer, Value or None"):
+    with pytest.raises(TypeError, match="Layer, LowRank, Value or None"):
         book.save(tmp_path / "book.safetensors", backbone)
     with pytest.raises(TypeError, match="no `prefix`"):
         entry(0, 1, edit=Edit(prefix=(1,)))
+
+
+def test_one_pass_routes_reads_and_answers(backbone) -> None:
+    """`answering` gives what routing first and applying then gives, for the prompt and for the tokens that follow it."""
+    queries = [Query("What is it?", "red"), Query("Who?", None), Query("What is it, then?", "noise")]
+    prompts = backbone.prompts(queries)
+    phi = mean_over(backbone.prefill(prompts).inputs, prompts.spans["prompt"])
+    value = torch.linspace(-1, 1, backbone.edited.out_features)
+    edits = [Edit(Layer(-2.0 * backbone.edited.weight)), Edit(Value(value, "prompt"))]
+    book = Codebook(entries=[Entry(phi[0], 1e-3, "a", edits[0]), Entry(phi[2], 1e-3, "b", edits[1])])
+    told = torch.tensor([[5, 6], [7, 8], [9, 10]])
+    with book.answering(backbone, prompts, "prompt"):
+        trunk = backbone.prefill(prompts)
+        final = backbone.extend(trunk, told)[-1]
+    plain = backbone.prefill(prompts)
+    more, _, _ = backbone.extend(plain, told)
+    hidden, mask = torch.cat([plain.hidden, more], 1), torch.cat([prompts.mask, torch.ones(3, 2, dtype=torch.bool)], 1)
+    with torch.no_grad(), book.applied(backbone, prompts.mask, book.route(phi)):
+        expected = backbone.tail(hidden, mask, prompts.positions, 3)
+    torch.testing.assert_close(final, expected, atol=1e-5, rtol=1e-5)
+    assert not backbone.edited._forward_hooks
+
+
+def test_the_nearest_difference_of_a_rank() -> None:
+    """Of diag(3, 2, 1) the nearest of rank 2 keeps 3 and 2; at full rank nothing is lost."""
+    unedited = torch.ones(3, 3)
+    weight = unedited + torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    inputs = torch.eye(3)[None]
+    kept = compress(weight, unedited, 2)(inputs, inputs @ unedited.T, torch.ones(1, 3, dtype=torch.bool))[0]
+    torch.testing.assert_close(kept, unedited + torch.diag(torch.tensor([3.0, 2.0, 0.0])))
+    whole = compress(weight, unedited, 3)
+    torch.testing.assert_close(whole.b @ whole.a, weight - unedited)

@@ -106,7 +106,7 @@ def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None
     """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES), ROW)
-    settings = {"lr": 1e-4, "steps": 1, "margin": 100.0}
+    settings = {"lr": 1e-4, "steps": 1, "margin": 100.0, "rank": 0}
     edit = load_editor("balancedit")(backbone, request, settings)
     identity = torch.eye(backbone.edited.in_features)[None]
     seen = edit.output(identity, identity, request.prompt)[0].T

@@ -15,13 +15,13 @@ from stages.editing import trace
 from stages.editing.cell import decode_shown
 from stages.editing.editor import Edit, exact_with_margin, load_editor, module_of
 from stages.editing.partial import Partial
-from stages.editing.transform import replaced
+from stages.editing.transform import Layer, replaced
 from stages.okedit.schema import encode
 from stages.params import Method, UserError, load
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
-    "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1},
+    "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1, "rank": 0},
     "finetune": {"part": "layer", "lr": 0.01, "steps": 50, "loss": 0.05},
     "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
 }
@@ -73,6 +73,15 @@ def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, st
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
     assert bits(backbone) == before
+
+
+def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, states) -> None:
+    request, settings = trace.request_of(states, ROW), SETTINGS["balancedit"]
+    edit = load_editor("balancedit")(backbone, request, settings | {"rank": 1})
+    assert edit.output.a.shape[0] in (1, 2, 4, 8, 16) and edit.reached
+    assert trace.trace_edit(backbone, ROW, probes, states, edit)[0]["target_on"]
+    whole = load_editor("balancedit")(backbone, request, settings | {"rank": 32})
+    assert isinstance(whole.output, Layer)  # of full rank there is nothing to spare
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

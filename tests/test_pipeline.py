@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("assets", "backbone", "okedit", "samples", "scoring", "editing", "metrics", "ablations", "claims", "report")
+ORDER = ("assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "ablations", "claims", "report")
 GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 

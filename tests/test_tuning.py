@@ -92,4 +92,4 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
 
 def test_one_value_each_needs_no_choice(backbone: Backbone, records: Partial, tmp_path: Path) -> None:
     cell = make(backbone, method("balancedit", lr=1e-2, margin=0.1))
-    assert label(tuning.chosen(cell, records, tmp_path / "none.csv")) == '{"lr": 0.01, "margin": 0.1, "steps": 50}'
+    assert label(tuning.chosen(cell, records, tmp_path / "none.csv")) == '{"lr": 0.01, "margin": 0.1, "rank": 0, "steps": 50}'

@@ -6,22 +6,28 @@ depend on it: they are distances in the trace (`stages.editing.trace`), turned i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Edit, Request, exact_with_margin, optimise
-from stages.editing.transform import Layer
+from stages.editing.editor import Edit, Request, exact_with_margin, optimise, request_logits
+from stages.editing.transform import Layer, compress
 from stages.params import count, entry, number
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Adam's learning rate, most steps, and by how many logits each target token must lead."""
+    """Adam's learning rate, most steps, by how many logits each target token must lead, and the least rank that is kept of the
+    copy's difference (0: the whole copy).
+    """
 
     lr: float = entry(number(above=0), default=1e-3)
     steps: int = entry(count(1), default=50)
     margin: float = entry(number(0), default=0.1)
+    rank: int = entry(count(0), default=0)
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
@@ -32,4 +38,20 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     layer = Layer(weight, backbone.bias)
     stop = exact_with_margin(request.target[0], settings["margin"])
     found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)
-    return Edit(layer, **found)
+    edit = Edit(layer, **found)
+    return compressed(backbone, request, edit, settings["rank"]) if settings["rank"] else edit
+
+
+@torch.no_grad()
+def compressed(backbone: Backbone, request: Request, edit: Edit, rank: int) -> Edit:
+    """The edit with a low-rank difference in place of its copy: of `rank`, doubled until the target is exact; unchanged where no
+    rank below the full one is enough.
+    """
+    target, full = request.target[0], min(backbone.weight.shape)
+    while rank < full:
+        kept = replace(edit, output=compress(edit.output.weight, backbone.weight, rank))
+        logits = request_logits(backbone, request, kept)
+        if (logits.argmax(-1) == target).all():
+            return replace(kept, loss=F.cross_entropy(logits, target).item())
+        rank *= 2
+    return edit

@@ -86,6 +86,10 @@ class Cell:
         made_from += [self.digests, self.seeds, learnt]
         return Partial(Path("data/.partial") / self.name, json.dumps(made_from))
 
+    def states(self, row: Row) -> States:
+        """What the trunk says of an edit's probes, from the cache or computed."""
+        return _states(self.backbone, self.digests, row, self.queries[row["edit_id"]])
+
     def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Partial) -> list[Traced]:
         """The trace's rows of some edits under the settings `hyper`, made where `records` does not have them."""
         setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
@@ -94,19 +98,18 @@ class Cell:
             make = None
             for name, row in tqdm(named, desc=f"{self.name}, seed {seed}"):
                 if name not in records:
-                    make = make or self._prepared(hyper | {"seed": derive_seed(seed, "fit")})
+                    make = make or self.prepared(hyper | {"seed": derive_seed(seed, "fit")})
                     records[name] = self._traced(make, hyper, row, seed)
                 traced += records[name]
         return traced
 
     def _traced(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int) -> list[Traced]:
-        probes = self.queries[row["edit_id"]]
-        states = _states(self.backbone, self.digests, row, probes)
+        probes, states = self.queries[row["edit_id"]], self.states(row)
         seeded = {**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])}
         edit = attempt(partial(make, self.backbone, request_of(states, row), seeded))
         return [{"seed": seed} | traced for traced in trace_edit(self.backbone, row, probes, states, edit)]
 
-    def _prepared(self, settings: Mapping[str, Any]) -> Callable[..., Edit]:
+    def prepared(self, settings: Mapping[str, Any]) -> Callable[..., Edit]:
         """The editor's `edit`, which knows what was learnt of the train split; where that diverged, so does every edit."""
         if not hasattr(self.editor, "fit"):
             return self.editor.edit

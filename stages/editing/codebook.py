@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from stages.backbone.vlm import Backbone
+from stages.backbone.vlm import Backbone, Prompts, mean_over
 from stages.editing.editor import Edit
 from stages.editing.transform import pack, unpack
 from stages.params import UserError, write_atomically
@@ -49,20 +49,28 @@ class Codebook:
     distance: str = "euclidean"
     entries: list[Entry] = field(default_factory=list)
     faithful_code: bool = False
+    _keys: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[entries, D], stacked once: `add` appends keys and never changes one."""
+        if self._keys is None or len(self._keys) != len(self.entries):
+            self._keys = torch.stack([entry.key for entry in self.entries])
+        return self._keys
 
     def distances(self, phi: torch.Tensor) -> torch.Tensor:
         """[B, entries]: distance of each query's φ [B, D] to every key."""
-        keys = torch.stack([entry.key for entry in self.entries])
         if self.distance == "cosine":
-            return 1 - F.normalize(phi, dim=-1) @ F.normalize(keys, dim=-1).T
-        return torch.cdist(phi, keys, compute_mode="donot_use_mm_for_euclid_dist")  # the fast mode rounds small distances away
+            return 1 - F.normalize(phi, dim=-1) @ F.normalize(self.keys, dim=-1).T
+        # the fast mode rounds small distances away
+        return torch.cdist(phi, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
 
     def route(self, phi: torch.Tensor) -> torch.Tensor:
         """[B]: the index of the entry that answers each query, `UNEDITED` where none does."""
         if not self.entries:
             return torch.full((len(phi),), UNEDITED)
         nearest, index = self.distances(phi).min(1)
-        radius = torch.tensor([entry.radius for entry in self.entries])[index]
+        radius = torch.tensor([self.entries[i].radius for i in index.tolist()])
         return torch.where(nearest <= radius, index, UNEDITED)
 
     def continues(self, key: torch.Tensor, target: str) -> int:
@@ -109,16 +117,36 @@ class Codebook:
     def applied(self, backbone: Backbone, prompt: torch.Tensor, chosen: torch.Tensor) -> Iterator[None]:
         """While open, row b of a batch with prompt positions `prompt` [B, P] is answered by entry `chosen[b]` (see `route`)."""
 
-        def output(inputs: torch.Tensor, unedited: torch.Tensor) -> torch.Tensor:
-            result = unedited.clone()
-            for index in chosen[chosen != UNEDITED].unique().tolist():
-                rows, transform = chosen == index, self.entries[index].edit.output
-                if transform is not None:
-                    result[rows] = transform(inputs[rows], unedited[rows], prompt[rows])
-            return result
-
-        with backbone.replaced(output, len(prompt)):
+        with backbone.replaced(lambda inputs, unedited: self._answer(inputs, unedited, prompt, chosen), len(prompt)):
             yield
+
+    @contextlib.contextmanager
+    def answering(self, backbone: Backbone, prompts: Prompts, span: str) -> Iterator[None]:
+        """While open, the model reads and answers this batch of prompts with its edits: it is routed in the pass that first reads
+        it, by the key's `span`, and each row's answer stays with the entry that its prompt went to.
+        """
+        chosen = None
+
+        def output(inputs: torch.Tensor, unedited: torch.Tensor) -> torch.Tensor:
+            nonlocal chosen
+            read = prompts.mask
+            if chosen is None:
+                chosen = self.route(mean_over(inputs[:, : read.shape[1]].cpu(), prompts.spans[span]))
+            else:
+                read = read[:, :0]
+            return self._answer(inputs, unedited, read, chosen)
+
+        with backbone.replaced(output, len(prompts.mask)):
+            yield
+
+    def _answer(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The edited linear map's outputs [B, T, out], each row's from the entry it goes to."""
+        result = unedited.clone()
+        for index in chosen[chosen != UNEDITED].unique().tolist():
+            rows, transform = chosen == index, self.entries[index].edit.output
+            if transform is not None:
+                result[rows] = transform(inputs[rows], unedited[rows], prompt[rows])
+        return result
 
     def save(self, path: Path, backbone: Backbone) -> None:
         """One safetensors file: keys [entries, D], radii, the transformations' tensors, and in its header all that is words,

@@ -23,6 +23,24 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """The unedited map and a difference b·a beside it: `a` [r, D], `b` [out, r]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __call__(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        return unedited + F.linear(F.linear(inputs, self.a), self.b)
+
+
+def compress(weight: torch.Tensor, unedited: torch.Tensor, rank: int) -> LowRank:
+    """The copy `weight` [out, D] as `unedited` and the nearest difference of that rank (Eckart and Young, 1936)."""
+    difference = weight - unedited
+    basis = torch.linalg.eigh(difference @ difference.T).eigenvectors[:, -rank:]  # eigenvalues ascend
+    return LowRank(basis.T @ difference, basis.contiguous())
+
+
+@dataclass(frozen=True)
 class Value:
     """One vector [out] in place of the map's output at the `last` prompt token, the whole `prompt`, or `all` positions."""
 
@@ -34,11 +52,14 @@ class Value:
 
 
 def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Tensor:
-    """[B, T] bool: the positions of `inputs` [B, T, D] at which a value stands; prompts are left-padded, answers follow them."""
+    """[B, T] bool: the positions of `inputs` [B, T, D] at which a value stands; prompts are left-padded, answers follow them.
+
+    A `prompt` of no positions has been read before.
+    """
     spread = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
     width = prompt.shape[1]
     if where == "last":
-        spread[:, width - 1] = True
+        spread[:, width - 1 : width] = True
     elif where == "prompt":
         spread[:, :width] = prompt
     else:
@@ -46,22 +67,26 @@ def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Te
     return spread
 
 
-def pack(transform: Layer | Value | None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """A transformation as words and tensors. Raises TypeError for what is neither of the kinds above."""
+def pack(transform: Layer | LowRank | Value | None) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """A transformation as words and tensors. Raises TypeError for what is none of the kinds above."""
     if transform is None:
         return {"kind": "none"}, {}
     if isinstance(transform, Layer):
         tensors = {"weight": transform.weight, "bias": transform.bias}
         return {"kind": "layer"}, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if isinstance(transform, LowRank):
+        return {"kind": "low-rank"}, {"a": transform.a, "b": transform.b}
     if isinstance(transform, Value):
         return {"kind": "value", "where": transform.where}, {"value": transform.value}
-    raise TypeError(f"{type(transform).__name__} is no transformation of a codebook: Layer, Value or None")
+    raise TypeError(f"{type(transform).__name__} is no transformation of a codebook: Layer, LowRank, Value or None")
 
 
-def unpack(words: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Layer | Value | None:
+def unpack(words: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> Layer | LowRank | Value | None:
     """What `pack` took apart."""
     if words["kind"] == "none":
         return None
     if words["kind"] == "layer":
         return Layer(tensors["weight"], tensors.get("bias"))
+    if words["kind"] == "low-rank":
+        return LowRank(tensors["a"], tensors["b"])
     return Value(tensors["value"], words["where"])

@@ -1,0 +1,1 @@
+"""What editing costs: time, memory and what a routed model pays per query."""

@@ -1,0 +1,140 @@
+"""Measure what editing costs on this machine: reports/cost.csv. Wall-clock is no result to be reproduced: this stands outside the
+graph, and compares things only within one run.
+
+    python -m stages.cost okedit llava-smollm2
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stages.backbone.vlm import Query
+from stages.cost import frozen, serving
+from stages.cost.clock import measure, middle
+from stages.editing import full, tuning
+from stages.editing.cell import Cell
+from stages.editing.editor import Edit
+from stages.editing.trace import request_of
+from stages.params import UserError, load, run, write_atomically
+
+REPORT = Path("reports/cost.csv")
+EDITS, ROUNDS = 8, 5  # the edits' own queries make the batch that is served
+SIZES = (1, 1_000, 10_000)  # entries of a codebook
+COLUMNS = ["dataset", "backbone", "method", "cost", "entries", "value", "low", "high", "n"]
+LAYER_COPIES = "balancedit"  # the editor whose entries are copies of a layer
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; needed: a dataset and a backbone")
+    params = load()
+    torch.set_num_threads(params.threads)
+    found: list[dict[str, Any]] = []
+    for method in params.methods:
+        cell = Cell.open(params, *sys.argv[1:], method)
+        with cell.records() as records:
+            hyper = tuning.chosen(cell, records)
+        at = dict(zip(COLUMNS, (*sys.argv[1:], method), strict=False))
+        found += [at | one for one in costs(cell, hyper)]
+    with write_atomically(REPORT) as temporary:
+        pd.DataFrame(found)[COLUMNS].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+    print(pd.DataFrame(found)[COLUMNS].to_string(index=False))
+    print(f"[cost] {len(found)} costs of {len(params.methods)} methods -> {REPORT}")
+
+
+def costs(cell: Cell, hyper: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All that is measured of one method, medians over edits or rounds."""
+    rows = [row for row in cell.rows if row["split"] == "test"][:EDITS]
+    make, shared, seconds = prepare(cell, hyper)
+    edits, taken = timed(cell, hyper, rows, make)
+    found = [cost("prepare_seconds", [seconds]), cost("edit_seconds", taken)]
+    found.append(cost("edit_bytes", [serving.size_of(edit, shared) for edit in edits]))
+    if not edits[0].changes_nothing:
+        found.append(cost("edited_per_unedited_forward", applied(cell, rows[0], edits[0])))
+    if cell.method.router == "codebook":
+        found += of_codebook(cell, hyper, rows, edits)
+    if cell.method.editor == LAYER_COPIES:
+        low, _ = timed(cell, {**hyper, "rank": 1}, rows, make)
+        found.append(cost("low_rank_bytes", [serving.size_of(edit) for edit in low]))
+        found.append(cost("low_rank_reached", [float(edit.reached) for edit in low]))
+    return found
+
+
+def of_codebook(
+    cell: Cell, hyper: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], edits: Sequence[Edit]
+) -> list[dict[str, Any]]:
+    """What the frozen trunk saves, and what routing costs, of a method behind a codebook."""
+    last = pd.DataFrame(frozen.optimisation(cell, hyper, row) for row in rows)
+    found = [cost("full_per_trunk_seconds", last["full"] / last["trunk"])]
+    found.append(cost("full_per_trunk_loss", last["full_loss"] / last["trunk_loss"]))
+    probes, states = cell.queries[rows[0]["edit_id"]], cell.states(rows[0])
+    found.append(cost("trace_per_forward", frozen.tracing(cell.backbone, probes, states, edits[0], ROUNDS)))
+    asked = [Query(row["question"], row["image_id"]) for row in rows]
+    ratios = serving.overheads(cell.backbone, asked, edits, cell.method.key.span, SIZES, ROUNDS)
+    return found + [cost(f"routed_{where}_per_unedited", values, size) for (size, where), values in ratios.items()]
+
+
+def cost(name: str, values: Sequence[float], entries: int | None = None) -> dict[str, Any]:
+    """One row of the report."""
+    return {"cost": name, "entries": entries, **middle(np.array(values))}
+
+
+def prepare(cell: Cell, hyper: Mapping[str, Any]) -> tuple[Callable[..., Edit], list[torch.Tensor], float]:
+    """The method's `edit` once it has learnt what it learns of the train split, the tensors that it learnt, and the seconds."""
+    if not hasattr(cell.editor, "fit"):
+        return cell.editor.edit, [], 0.0
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        learnt = cell.editor.fit(cell.backbone, cell.examples, {**hyper, "seed": 0}, Path(folder) / "fit.pt")
+    seconds = time.perf_counter() - begin
+    return partial(cell.editor.edit, fitted=learnt), tensors_in(learnt), seconds
+
+
+def tensors_in(learnt: object) -> list[torch.Tensor]:
+    """All tensors in nested dicts and lists."""
+    if isinstance(learnt, torch.Tensor):
+        return [learnt]
+    inside = learnt.values() if isinstance(learnt, Mapping) else learnt if isinstance(learnt, list) else ()
+    return [tensor for part in inside for tensor in tensors_in(part)]
+
+
+def timed(
+    cell: Cell, hyper: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], make: Callable[..., Edit]
+) -> tuple[list[Edit], list[float]]:
+    """The edits of some rows and the seconds of each, from what the trunk says of it; one more, to warm up, does not count."""
+    edits, taken = [], []
+    for row in (rows[0], *rows):
+        request = request_of(cell.states(row), row)
+        begin = time.perf_counter()
+        edits.append(make(cell.backbone, request, {**hyper, "seed": 0}))
+        taken.append(time.perf_counter() - begin)
+    return edits[1:], taken[1:]
+
+
+def applied(cell: Cell, row: Mapping[str, Any], edit: Edit) -> np.ndarray:
+    """[rounds] seconds of a forward over an edit's queries with it applied, over those of the unedited model."""
+    queries = [p.query for p in cell.queries[row["edit_id"]] if not p.is_sample]
+    prompts = cell.backbone.prompts(queries)
+    ends = [torch.full((len(queries), 1), cell.backbone.end)]
+
+    def forward(edit: Edit) -> None:
+        if edit.output is None:
+            full.finals(cell.backbone, edit, queries, ends)
+            return
+        with edit.applied(cell.backbone, prompts.mask):
+            full.finals(cell.backbone, Edit(), queries, ends)
+
+    taken = measure({"edited": partial(forward, edit), "unedited": partial(forward, Edit())}, ROUNDS)
+    return taken["edited"] / taken["unedited"]
+
+
+if __name__ == "__main__":
+    run(main)
