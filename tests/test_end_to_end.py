@@ -1,5 +1,5 @@
-"""The whole chain in a temporary clone on a tiny configuration: real parts, real weights, both embedded sets, two test edits and
-one dev edit of each."""
+"""The whole chain in a temporary clone on a tiny configuration: real parts, real weights, one backbone, both embedded sets, two
+test edits and one dev edit of each. BalancEdit alone chooses its settings on dev."""
 
 import json
 import os
@@ -46,6 +46,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipes = (clone / "recipes/datasets.yaml").read_text()
     corrections = recipes[recipes.index("evqa:") : recipes.index("\n\n", recipes.index("evqa:"))]
     params = params.replace("datasets:\n", "datasets:\n" + textwrap.indent(corrections, "  ") + "\n", 1)
+    params, found = re.subn(r"(?m)^  # The same parts as a BLIP-2.*\n  blip2-smollm2:\n(    .*\n)+", "", params)
+    assert found == 1
+    chosen = params.index("  balancedit:\n    editor")
+    params = re.sub(r"\[([\d.e-]+)(, [\d.e-]+)+\]", r"\1", params[:chosen]) + params[chosen:]
     for key, value in TINY.items():
         params, found = re.subn(rf"(?m)^(\s+{key}:) \d+$", rf"\1 {value}", params)
         assert found >= 1, key
@@ -71,6 +75,16 @@ def test_balancedit_is_strictly_reliable(clone: Path) -> None:
     assert (means.loc["balancedit"] == 1).all() and (means.loc["base"] == 0).all()
     unedited = scores[(scores["method"] == "base") & (scores["metric"] == "locality")]
     assert (unedited["mean"] == 1).all()
+
+
+def test_settings_are_chosen_where_there_are_several(clone: Path) -> None:
+    used = pd.read_csv(clone / "reports/settings.csv").set_index(["method", "dataset"])
+    assert used["tried"].to_dict() == {
+        (method, dataset): 6 if method == "balancedit" else 1
+        for method in ("base", "ft", "grace", "balancedit")
+        for dataset in ("okedit", "evqa")
+    }
+    assert json.loads(used.loc[("ft", "okedit"), "settings"])["lr"] == 3e-4
 
 
 def test_again_runs_nothing(clone: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics import paired, tuning
+from stages.metrics import paired, strata, tuning
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import Key, Method, Radius, UserError, load
 from stages.scoring import routing, scores
@@ -228,6 +228,24 @@ def test_each_metric_is_one_family_of_methods() -> None:
     assert (found["p_holm"] >= found["p"]).all() and (found["ours"] == "balancedit").all()
     others = replace(params, methods={"base": params.method("base")})
     assert against_baselines(others, {("strict", "base"): tables["strict", "base"]}, scores.resample(3, 50, 0)).empty
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [("Yes", "yes or no"), ("four", "number"), ("two hundred", "number"), ("12", "number"), ("Japan", "one word"),
+     ("South Korea", "several words"), ("one way", "several words")],
+)  # fmt: skip
+def test_types_of_answers(answer: str, kind: str) -> None:
+    assert strata.answer_type(answer) == kind
+
+
+def test_strata_by_hand() -> None:
+    """Two edits of one relation and one of another: each stratum is the mean over its own edits."""
+    table = pd.DataFrame({part: [1.0, 0.0, 1.0] for part in ("reliability", *scores.BALANCE)}, index=["a", "b", "c"])
+    by = pd.DataFrame({"relation": ["x", "x", "y"]}, index=["a", "b", "c"])
+    found = strata.stratify(table, by, 50, 0.95, 0).set_index(["stratum", "metric"])
+    assert found.loc[("x", "locality"), ["mean", "n"]].tolist() == [0.5, 2]
+    assert found.loc[("y", "hm"), ["mean", "low", "high", "n"]].tolist() == [1, 1, 1, 1]
 
 
 def test_alpha_is_chosen_on_dev_edits_alone() -> None:

@@ -185,6 +185,14 @@ def build(root: Path) -> None:
         for metric in ("reliability", *names.TRADE_OFF)
     ]  # fmt: skip
     write(root / "reports/paired.csv", compared)
+    tried = [
+        {"method": "balancedit", "tried": 6, "settings": '{"lr": 0.003, "margin": 2.0}'},
+        {"method": "base", "tried": 1, "settings": "{}"},
+    ]
+    write(root / "reports/settings.csv", [PLACE | row for row in tried])
+    parts = [("relation", "made_of_0", 4), ("relation", "made_of_1", 2), ("answer", "several words", 6)]
+    trade_off = grid(method=["balancedit"], protocol=["strict"], metric=list(names.TRADE_OFF))
+    write(root / "reports/strata.csv", [r | {"group": g, "stratum": s, "n": n} for g, s, n in parts for r in trade_off])
     (root / "reports/claims.json").write_text(json.dumps(CLAIMED))
     for name, rows in ablations().items():
         write(root / f"reports/ablations/{name}.csv", rows)
@@ -442,6 +450,20 @@ def test_a_gain_is_bold_where_the_corrected_test_says_so(studied):
     unedited = next(line for line in lines if "| Unedited |" in line)
     assert "**+30.0** [+20.0, +40.0]" in unedited
     assert "| -20.0 [-30.0, -10.0]" in next(line for line in lines if "| FT |" in line)
+
+
+def test_settings_are_told_with_how_many_were_tried(studied):
+    lines = (studied / "reports/tables/settings.md").read_text(encoding="utf-8").splitlines()
+    assert next(line for line in lines if "BalancEdit" in line).endswith("| BalancEdit | lr 0.003, margin 2.0 | 6 |")
+    assert next(line for line in lines if "Unedited" in line).endswith("| Unedited | – | – |")
+
+
+def test_strata_are_shown_by_size(studied):
+    lines = (studied / "reports/tables/strata.md").read_text(encoding="utf-8").splitlines()
+    shown = [line.split(" | ")[2:5] for line in lines if "[40.0" in line]
+    assert shown == [
+        ["Relation", "made of 0", "4"], ["Relation", "made of 1", "2"], ["Type of answer", "several words", "6"],
+    ]  # fmt: skip
 
 
 def test_radii_tell_the_alpha_that_was_used(studied):

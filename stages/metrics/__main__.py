@@ -1,4 +1,4 @@
-"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings}.csv, reports/metrics.json and
+"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,strata}.csv, reports/metrics.json and
 data/metrics/outcomes.parquet.
 
 python -m stages.metrics
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.metrics import paired
+from stages.metrics import paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
@@ -23,7 +23,7 @@ PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_hol
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, compared, used, rows = [], [], [], [], [], 0
+    scored, radii, outcomes, compared, used, stratified, rows = [], [], [], [], [], [], 0
     for dataset, backbone in product(params.datasets, params.backbones):
         draws, tables = None, {}
         for method in params.methods.values():
@@ -45,12 +45,17 @@ def main() -> None:
                 tables[protocol, method.name] = scores.per_edit(routed, protocol)
                 summary = scores.summarise(tables[protocol, method.name], draws, params.metrics.level)
                 scored.append(summary.assign(**cell, protocol=protocol))
+            seed = derive_seed(params.seed, "strata", dataset, backbone)
+            chosen = params.metrics.resamples, params.metrics.level, seed
+            parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
+            stratified.append(parts.assign(**cell, protocol="strict"))
         compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
     table = pd.concat(scored)[[*CELL, "protocol", "metric", "mean", "low", "high", "n"]]
     reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
     write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
+    write_csv(Path("reports/strata.csv"), pd.concat(stratified))
     write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*CELL, *PAIRED]])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")

@@ -23,6 +23,7 @@ REACHED = {
     "edit": "Edit", "text_generality": "Rephrased question", "image_generality": "Other picture",
     "joint_generality": "Both changed",
 }  # fmt: skip
+STRATA = {"relation": "Relation", "answer": "Type of answer"}
 HOPS = {"hop1": "One hop", "hop2": "Two hops"}
 LOCALITY = {
     "near_image": "Near picture", "far_image": "Far picture", "other_question": "Other question",
@@ -84,7 +85,7 @@ REPORTS = {
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
         ("scores_strict", "scores_teacher_forced", "distances"),
         ("main_strict", "main_teacher_forced", "paired_strict", "paired_teacher_forced", "probes_strict",
-         "probes_teacher_forced", "conditional", "radii"),
+         "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
     ),
     "ablations": Report(
         "Ablations",

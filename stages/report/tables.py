@@ -158,6 +158,25 @@ def outcome_shares(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.mean().assign(n=grouped.size()).reset_index()
 
 
+def strata(table: pd.DataFrame, method: str, level: float) -> Table:
+    """One method's trade-off by relation and by type of answer, the strata with the most edits first."""
+    table = need(select(table, method=method), method)
+    shown = ordered(names.TRADE_OFF, table[table["metric"].isin(names.TRADE_OFF)]["metric"])
+    rows = []
+    for place, block in cells(table):
+        for group in ordered(names.STRATA, block["group"]):
+            sizes = block[block["group"] == group].groupby("stratum")["n"].max().sort_values(ascending=False, kind="stable")
+            for stratum, size in sizes.items():
+                found = select(block, group=group, stratum=stratum).set_index("metric")
+                label = [*place, names.STRATA.get(group, group), str(stratum).replace("_", " ")]
+                rows.append([*map(Cell, label), Cell(str(size)), *(_entry(found, m, False, found["mean"]) for m in shown)])
+    caption = (
+        f"{names.METHODS.get(method, method)} by relation and by type of the target (strict protocol; {where(table)}): mean over "
+        f"edits in per cent and {percent(level)} bootstrap interval over the stratum's n edits."
+    )
+    return Table(["Dataset", "Backbone", "By", "Stratum", "n", *(names.TRADE_OFF[m] for m in shown)], rows, caption, labels=4)
+
+
 def radii(table: pd.DataFrame) -> Table:
     """α, medians of d⁺, d⁻ and ε, and how often the positive sample is farther than the negative."""
     table = select(table, split="test").drop_duplicates(["dataset", "backbone", "method", "edit_id"])
