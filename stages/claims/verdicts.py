@@ -172,7 +172,7 @@ CLAIMS = (
     Claim("C5", "No extra training data, no preparation", "none", "share of edits that needed some", "", no_training),
     Claim("C6", "The backbone's weights stay as they were", "bit-identical", "share of methods", "", untouched),
     Claim("C7", "Best harmonic mean", "best", "gain in HM on the best other", "main_strict", best_balance),
-    Claim("L1", "Inference is slower (a limit)", "some overhead", "", "", not_measured("times are no part of the graph: reports/cost.csv")),
+    Claim("L1", "Inference is slower (a limit)", "some overhead", "", "", not_measured("times are in reports/cost.csv")),
     Claim("L2", "What follows from an edit is not learnt (a limit)", "multi-hop fails", "T-Gen less one hop", "probes_strict",
           hops_lag),
 )  # fmt: skip
