@@ -12,185 +12,37 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.sections import (
-    UserError,
-    count,
-    entry,
-    expect,
-    mapping,
-    module_of,
-    number,
-    one_of,
-    read_section,
-    refuse,
-    template_text,
-    text,
+from stages.sections import UserError, count, expect, mapping, read_section, refuse
+from stages.settings import (
+    DEV,
+    STAGES,
+    Accuracy,
+    Backbone,
+    Checkpoint,
+    Dataset,
+    Edits,
+    Embedded,
+    Key,
+    Method,
+    Metrics,
+    Radius,
+    Sequence,
+    Sight,
+    Train,
 )
 
 T = TypeVar("T")
 
-STAGES = Path(__file__).parent
-SPANS = ("prompt", "question", "image", "last", "teacher_forced")
-STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
-DEV = "dev"
-DISTANCES = ("euclidean", "cosine")
-NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICE_MAPS = ("auto", "cpu", "cuda")
-QUANTIZATIONS = ("none", "8bit")
-ROUTERS = ("never", "always", "codebook", "own", "oracle")
-# Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial", "cell", "tuning")
 # What the system says when the fault is the user's disk or rights, not the program's.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class Key:
-    """Which positions' hidden states are averaged into the key φ(x) (§2)."""
-
-    span: str = entry(one_of(*SPANS))
-
-
-@dataclass(frozen=True)
-class Radius:
-    """How far an edit reaches (§2); balanced: alpha · d⁺ + (1 - alpha) · d⁻."""
-
-    strategy: str = entry(one_of(*STRATEGIES))
-    alpha: float | str = entry(number(0, 1, word=DEV))  # DEV: chosen on dev edits
-    epsilon: float = entry(number(above=0))
-    distance: str = entry(one_of(*DISTANCES))
-    positives: int = entry(count(1, 3))
-    negative: str = entry(one_of(*NEGATIVES))
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """The paired bootstrap over edits: number of resamples and the level of the interval (§3); permutations of paired tests."""
-
-    resamples: int = entry(count(1))
-    permutations: int = entry(count(1))
-    level: float = entry(number(0.5, 0.999))
-
-
-@dataclass(frozen=True)
-class Sight:
-    """The one tuning of the vision tower that the embedded backbones share (§5)."""
-
-    views: int = entry(count(1))
-    steps: int = entry(count(1))
-    batch: int = entry(count(2))
-    lr: float = entry(number(above=0))
-
-
-@dataclass(frozen=True)
-class Train:
-    """One training of a backbone's connector and low-rank adapter (§5)."""
-
-    steps: int = entry(count(1))
-    batch: int = entry(count(1))
-    texts: int = entry(count(0))
-    lr: float = entry(number(above=0))
-    lora_rank: int = entry(count(1))
-    feature_noise: float = entry(number(0))
-    warmup: float = entry(number(0, 1))
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How much each backbone is asked when it is measured on what it sees and knows."""
-
-    evaluated: int = entry(count(1))
-    texts_evaluated: int = entry(count(1))
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A vision-language model built from parts. `layer` counts decoder layers from 0; opening the model checks its bound."""
-
-    name: str
-    family: str = entry(module_of("backbone/families"))
-    layer: int = entry(count(0))
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A vision-language model of the hub or in a folder; without a `layer` the architecture's own is edited (§2)."""
-
-    name: str
-    checkpoint: str = entry(text)
-    revision: str = entry(text, default="main")
-    dtype: str = entry(one_of(*DTYPES), default="bfloat16")
-    device_map: str = entry(one_of(*DEVICE_MAPS), default="auto")
-    quantization: str = entry(one_of(*QUANTIZATIONS), default="none")
-    template: str | None = entry(template_text, default=None)
-    layer: int | None = entry(count(0), default=None)
-
-
-Backbone = Embedded | Checkpoint
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A set of edits: edits in each split, probes of each locality kind for each edit (§4); the rest is the source's own."""
-
-    name: str
-    source: str = entry(module_of("okedit/sources"))
-    test: int = entry(count(1))
-    dev: int = entry(count(0))
-    train: int = entry(count(0))
-    near: int = entry(count(0), default=0)
-    far: int = entry(count(0), default=0)
-    other_question: int = entry(count(0), default=0)
-    unrelated: int = entry(count(0), default=0)
-    text_only: int = entry(count(0), default=0)
-    own: Mapping[str, Any] = field(default_factory=dict)
-
-    def settings(self, cls: type[T]) -> T:
-        """`own` as the source's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
-        expect(f"datasets.{self.name}.", self.own, [f.name for c in (self, cls) for f in fields(c)][1:], [])
-        return read_section(cls, f"datasets.{self.name}", self.own, STAGES)
-
-
-@dataclass(frozen=True)
-class Edits:
-    """How many edits of each dataset are made, at most: the first of each split."""
-
-    test: int = entry(count(1))
-    dev: int = entry(count(0))
-
-
-@dataclass(frozen=True)
-class Method:
-    """An editor, its router and the editor's own hyper-parameters.
-
-    `key` and `radius` are the global sections under the method's own entries.
-    """
-
-    name: str
-    key: Key
-    radius: Radius
-    editor: str = entry(module_of("editing", *NOT_EDITORS))
-    router: str = entry(one_of(*ROUTERS))
-    hyper: Mapping[str, Any] = field(default_factory=dict)
-
-    def grid(self, cls: type[T]) -> list[T]:
-        """All combinations of the hyper-parameters, of which a list holds several values to choose from, as an editor's
-        `Settings`, a dataclass of `entry` fields; UserError names a wrong one.
-        """
-        at, several = f"methods.{self.name}", {k: v if isinstance(v, list) else [v] for k, v in self.hyper.items()}
-        for name in (name for name, values in several.items() if not values):
-            raise refuse(f"{at}.{name}", [], "a value, or a list of at least one")
-        return [read_section(cls, at, dict(zip(several, one, strict=True)), STAGES) for one in product(*several.values())]
 
 
 @dataclass(frozen=True)
@@ -209,6 +61,7 @@ class Params:
     datasets: Mapping[str, Dataset]
     edits: Edits
     methods: Mapping[str, Method]
+    sequence: Sequence
     seeds: Mapping[str, int]
 
     def backbone(self, name: str) -> Backbone:
@@ -276,6 +129,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         datasets=datasets,
         edits=edits,
         methods=_axis("methods", raw, method),
+        sequence=read_section(Sequence, "sequence", raw["sequence"], stages),
         seeds=_axis("seeds", raw, seed),
     )
 

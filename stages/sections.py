@@ -46,6 +46,17 @@ def number(
 count = partial(number, whole=True)
 
 
+def counts(low: int) -> Check:
+    """Whole numbers >= `low`, at least one of them, from a list."""
+
+    def check(key: str, value: Any, stages: Path) -> tuple[int, ...]:
+        if not isinstance(value, list) or not value:
+            raise refuse(key, value, f"a list of whole numbers >= {low}")
+        return tuple(count(low)(key, one, stages) for one in value)
+
+    return check
+
+
 def one_of(*allowed: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
         if value not in allowed:

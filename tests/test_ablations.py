@@ -9,8 +9,8 @@ from test_metrics import METHOD, RADIUS, row
 
 from stages.ablations import sweeps
 from stages.metrics.tuning import ALPHAS, settled
-from stages.params import NEGATIVES, SPANS
 from stages.scoring import routing, scores
+from stages.settings import NEGATIVES, SPANS
 
 
 @pytest.fixture()

@@ -314,7 +314,7 @@ def test_activation_and_margins_by_hand() -> None:
 def test_a_side_memory_is_sparse_bounded_and_fires_on_its_edit(backbone, examples, states, tmp_path) -> None:
     edit = made("wise", backbone, examples, states, tmp_path)
     (value, add), *others = edit.added.items()
-    delta = add.keywords["weight"]
+    delta = add.delta
     assert value is backbone.decoder.layers[backbone.layer].mlp.down_proj and not others
     assert 0.45 < (delta == 0).float().mean() < 0.55 and delta.abs().max() <= 1
     asked = [Query("What is it?", "red")]

@@ -20,7 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from stages.backbone import checkpoints, minigpt4
 from stages.backbone.__main__ import assemble
 from stages.backbone.vlm import Backbone
-from stages.params import Accuracy, Checkpoint, UserError, load
+from stages.params import UserError, load
+from stages.settings import Accuracy, Checkpoint
 from tests.test_adapters import LLAMA, LLAMA_LIKE_QFORMER, PICTURES, VISION, Query, open_checkpoint, save_checkpoint, words  # noqa: F401
 
 ROOT = Path(__file__).parent.parent

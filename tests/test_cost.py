@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.nn.functional as F
 from test_editing import ROW
 from test_tuning import make, method, records  # noqa: F401
 
 from stages.cost import __main__ as cost
 from stages.cost import clock, frozen, serving
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit
+from stages.editing.editor import Difference, Edit
 from stages.editing.transform import Layer, LowRank
 
 
@@ -45,7 +44,7 @@ def test_bytes_by_hand(backbone) -> None:
     weight, delta = torch.zeros(3, 4), torch.zeros(5, 2)
     assert serving.size_of(Edit(Layer(weight))) == 48
     assert serving.size_of(Edit(LowRank(torch.zeros(1, 4), torch.zeros(3, 1)))) == 28
-    added = Edit(added={backbone.edited: partial(F.linear, weight=delta)}, prefix=(1, 2, 3))
+    added = Edit(added={backbone.edited: Difference(delta)}, prefix=(1, 2, 3))
     assert serving.size_of(added) == 40 + 24
     assert serving.size_of(added, shared=[delta]) == 24
     assert cost.tensors_in({"a": [{"b": delta}], "c": "text"}) == [delta]

@@ -17,7 +17,8 @@ from stages.editing.editor import Edit, exact_with_margin, load_editor, module_o
 from stages.editing.partial import Partial
 from stages.editing.transform import Layer, replaced
 from stages.okedit.schema import encode
-from stages.params import Method, UserError, load
+from stages.params import UserError, load
+from stages.settings import Method
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {

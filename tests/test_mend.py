@@ -59,7 +59,7 @@ def test_before_training_a_step_is_a_scaled_gradient_step(backbone, request_) ->
     factors, _ = mend.factors_of(backbone, request_, maps)
     added = mend.Mend(maps, SETTINGS)(maps, factors)
     for one, gradient in zip(maps, gradients(backbone, request_, maps), strict=True):
-        torch.testing.assert_close(added[one].keywords["weight"], -1e-3 * gradient, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(added[one].delta, -1e-3 * gradient, atol=1e-7, rtol=1e-4)
 
 
 def test_normalisation_is_over_all_rows_that_were_watched() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from stages.metrics import paired, strata, tuning
 from stages.metrics.__main__ import PAIRED, against_baselines
-from stages.params import Key, Method, Radius, UserError, load
+from stages.params import UserError, load
 from stages.scoring import routing, scores
+from stages.settings import Key, Method, Radius
 
 RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
 KEY = Key("prompt")

@@ -28,9 +28,10 @@ from stages.okedit.sources import embedded, evqa
 from stages.okedit.sources.embedded import COMPOSITES, VENDORS, Fact, build, in_turn
 from stages.okedit.splits import split_of
 from stages.okedit.truth import Truth
-from stages.params import Dataset, UserError
+from stages.params import UserError
 from stages.samples.generate import samples_of
 from stages.samples.pools import Drawings, other_question
+from stages.settings import Dataset
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",

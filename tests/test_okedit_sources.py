@@ -29,10 +29,11 @@ from stages.okedit.schema import EditRow
 from stages.okedit.sources import mmedit, okvqa
 from stages.okedit.splits import split_of
 from stages.okedit.validate import Rejected, Tally, answer_fault, lines, normal, picture_fault, rephrasing_fault
-from stages.params import STAGES, Dataset, UserError
+from stages.params import UserError
 from stages.samples.generate import plain_pictures, samples_of
 from stages.samples.pools import Photos as PhotoPool
 from stages.sections import read_section
+from stages.settings import STAGES, Dataset
 
 
 def dataset(**entries: Any) -> Dataset:

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from stages.params import Edits, UserError, count, derive_seed, entry, load, run, write_atomically
+from stages.params import UserError, derive_seed, load, run, write_atomically
+from stages.sections import count, entry
+from stages.settings import Edits
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -54,7 +56,7 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == [3e-4, 1e-3, 3e-3]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 150 and params.edits == Edits(60, 20)
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(40, 10)
     assert params.seeds == {"s0": 0}
 
 

@@ -12,7 +12,20 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "ablations", "claims", "report")
+ORDER = (
+    "assets",
+    "backbone",
+    "okedit",
+    "samples",
+    "scoring",
+    "editing",
+    "cost",
+    "metrics",
+    "sequence",
+    "ablations",
+    "claims",
+    "report",
+)
 GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 
@@ -76,11 +89,14 @@ def test_imports_run_only_upstream() -> None:
             continue
         for target in imports(path) - {"stages"}:
             folder = target.split(".")[1]
-            assert folder in ("params", "sections") or ORDER.index(folder) <= ORDER.index(own), f"{name} imports {target}"
+            assert folder in ("params", "sections", "settings") or ORDER.index(folder) <= ORDER.index(own), (
+                f"{name} imports {target}"
+            )
 
 
 def test_the_params_module_imports_no_stage() -> None:
-    assert imports(MODULES["stages.params"]) == {"stages.sections"} and imports(MODULES["stages.sections"]) == set()
+    assert imports(MODULES["stages.params"]) == {"stages.sections", "stages.settings"}
+    assert imports(MODULES["stages.settings"]) == {"stages.sections"} and imports(MODULES["stages.sections"]) == set()
 
 
 def test_every_stage_parameter_exists() -> None:

@@ -19,7 +19,8 @@ from stages.okedit import agreement
 from stages.okedit.providers import IMAGE, TEXT, diffusers_image, folder_image, openai_text, transformers_text
 from stages.okedit.providers.base import CACHE, Cached, EndpointError, ProviderError
 from stages.okedit.settings import variant
-from stages.params import STAGES, UserError
+from stages.params import UserError
+from stages.settings import STAGES
 
 AT = "datasets.x.text"
 

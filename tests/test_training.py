@@ -17,7 +17,8 @@ from stages.backbone.card import card
 from stages.backbone.families import blip2_smollm2, llava_smollm2
 from stages.backbone.parts import IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
-from stages.params import Sight, Train, UserError
+from stages.params import UserError
+from stages.settings import Sight, Train
 from tests.conftest import make_model
 
 

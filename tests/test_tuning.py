@@ -14,7 +14,8 @@ from stages.editing.cell import Cell, label
 from stages.editing.editor import module_of
 from stages.editing.partial import Partial
 from stages.editing.trace import probes_of
-from stages.params import Method, UserError, load
+from stages.params import UserError, load
+from stages.settings import Method
 
 PARAMS = load(Path(__file__).parent.parent / "params.yaml")
 DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words

@@ -8,8 +8,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from stages.metrics.tuning import ALPHAS
-from stages.params import DISTANCES, NEGATIVES, SPANS, Key, Method, Radius
 from stages.scoring import routing, scores
+from stages.settings import DISTANCES, NEGATIVES, SPANS, Key, Method, Radius
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the samples' distances: where constant radii are tried
 TRADE_OFF = (*scores.GENERALITY, *scores.LOCALITY, "locality", "hm")

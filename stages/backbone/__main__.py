@@ -29,7 +29,8 @@ from stages.backbone.evaluate import accuracy_table, text_row
 from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import Backbone
-from stages.params import Checkpoint, Params, UserError, derive_seed, load, run, write_atomically
+from stages.params import Params, UserError, derive_seed, load, run, write_atomically
+from stages.settings import Checkpoint
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")

@@ -6,7 +6,7 @@ import pandas as pd
 
 from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.params import Sight, Train
+from stages.settings import Sight, Train
 
 CARD = """# Model card: {name}
 

@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 
 import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
 from stages.backbone.adapters import architecture
-from stages.params import Checkpoint, UserError, write_atomically
+from stages.params import UserError, write_atomically
+from stages.settings import Checkpoint
 
 POINTER = "checkpoint.json"
 PROMPT = "prompt.json"  # what of the adapter's prompt differs for this checkpoint

@@ -15,7 +15,8 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.tower import EfficientNetLiteTower
-from stages.params import Sight, write_atomically
+from stages.params import write_atomically
+from stages.settings import Sight
 
 MIXED = 0.5  # share of batches whose statistics are mixed
 CONCENTRATION = 0.3  # of the Beta distribution that the mixing weight is drawn from

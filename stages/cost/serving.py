@@ -56,8 +56,5 @@ def size_of(edit: Edit, shared: Sequence[torch.Tensor] = ()) -> int:
 
 
 def tensors_of(part: object) -> list[torch.Tensor]:
-    """The tensors that an output or an addition holds: fields of a dataclass, or keywords of a partial."""
-    if part is None:
-        return []
-    held = {**getattr(part, "__dict__", {}), **getattr(part, "keywords", {})}
-    return [value for value in held.values() if isinstance(value, torch.Tensor)]
+    """The tensors in the fields of an output or an addition."""
+    return [value for value in vars(part).values() if isinstance(value, torch.Tensor)] if part else []

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, optimise, request_logits
-from stages.editing.transform import Layer, compress
-from stages.params import count, entry, number
+from stages.editing.transform import Layer, compress, whole
+from stages.sections import count, entry, number
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
     (section 4.3).
     """
-    weight = backbone.weight.clone().requires_grad_()
+    weight = (backbone.weight if request.start is None else whole(request.start.output, backbone.weight)).clone().requires_grad_()
     layer = Layer(weight, backbone.bias)
     stop = exact_with_margin(request.target[0], settings["margin"])
     found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)

@@ -20,7 +20,8 @@ from stages.editing.fitting import Example, fitted, training_probes
 from stages.editing.partial import Partial
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_edits, read_images, read_made
-from stages.params import Method, Params, UserError, derive_seed
+from stages.params import Params, UserError, derive_seed
+from stages.settings import Method
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 SHARED = ("editor", "transform", "full", "fitting", "sentences")  # modules that editors share

@@ -117,7 +117,7 @@ class Codebook:
     def applied(self, backbone: Backbone, prompt: torch.Tensor, chosen: torch.Tensor) -> Iterator[None]:
         """While open, row b of a batch with prompt positions `prompt` [B, P] is answered by entry `chosen[b]` (see `route`)."""
 
-        with backbone.replaced(lambda inputs, unedited: self._answer(inputs, unedited, prompt, chosen), len(prompt)):
+        with backbone.replaced(lambda inputs, unedited: self.answer(inputs, unedited, prompt, chosen), len(prompt)):
             yield
 
     @contextlib.contextmanager
@@ -134,12 +134,12 @@ class Codebook:
                 chosen = self.route(mean_over(inputs[:, : read.shape[1]].cpu(), prompts.spans[span]))
             else:
                 read = read[:, :0]
-            return self._answer(inputs, unedited, read, chosen)
+            return self.answer(inputs, unedited, read, chosen)
 
         with backbone.replaced(output, len(prompts.mask)):
             yield
 
-    def _answer(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    def answer(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """The edited linear map's outputs [B, T, out], each row's from the entry it goes to."""
         result = unedited.clone()
         for index in chosen[chosen != UNEDITED].unique().tolist():

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +33,7 @@ class Request:
 
     The trunk's part is the prompt followed by all but the last of the target's A tokens: `hidden` [1, T, D] enters layer ℓ;
     `mask` [1, T] and `prompt` [1, P] mark real positions, `positions` [..., 1, P] are the prompt's; `target` [1, A] ends with
-    the end token.
+    the end token. `start` is an earlier edit that this one goes on from, in a sequence.
     """
 
     hidden: torch.Tensor
@@ -44,6 +43,7 @@ class Request:
     target: torch.Tensor
     query: Query
     answer: str
+    start: "Edit | None" = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,19 @@ def zero_difference(one: nn.Linear) -> torch.Tensor:
     return torch.zeros(one.out_features, one.in_features, device=one.weight.device)
 
 
-def differences(maps: Sequence[nn.Linear], deltas: Iterable[torch.Tensor]) -> dict[nn.Module, Added]:
-    """What is added to each map's outputs when its weight differs by a delta [out, in]."""
-    return {one: partial(F.linear, weight=delta) for one, delta in zip(maps, deltas, strict=True)}
+@dataclass(frozen=True)
+class Difference:
+    """What is added to a linear map's outputs when its weight differs by `delta` [out, in]."""
+
+    delta: torch.Tensor
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.linear(inputs, self.delta)
+
+
+def differences(maps: Sequence[nn.Linear], deltas: Iterable[torch.Tensor]) -> dict[nn.Module, Difference]:
+    """The `Difference` of each map."""
+    return {one: Difference(delta) for one, delta in zip(maps, deltas, strict=True)}
 
 
 def module_of(name: str) -> ModuleType:

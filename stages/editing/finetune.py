@@ -15,7 +15,8 @@ from torch import nn
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, differences, linear_maps, optimise, zero_difference
-from stages.params import UserError, count, entry, number, one_of
+from stages.params import UserError
+from stages.sections import count, entry, number, one_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Settings:
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fine-tune with Adam until the loss is below `loss`, at most `steps` steps; the result is always on."""
     maps = tuned(backbone, settings)
-    deltas = [zero_difference(one).requires_grad_() for one in maps]
+    before = request.start.added if request.start else {}
+    deltas = [(before[one].delta.clone() if one in before else zero_difference(one)).requires_grad_() for one in maps]
     added = differences(maps, deltas)
 
     def stop(_logits: torch.Tensor, loss: float) -> bool:

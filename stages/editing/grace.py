@@ -14,7 +14,7 @@ import torch
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, optimise
 from stages.editing.transform import Value
-from stages.params import count, entry, number, one_of
+from stages.sections import count, entry, number, one_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Settings:
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
     generator = torch.Generator().manual_seed(settings["seed"])
-    start = torch.rand(backbone.edited.out_features, generator=generator)
+    drawn = torch.rand(backbone.edited.out_features, generator=generator)
+    start = drawn if request.start is None else request.start.output.value.clone()
     value = start.to(backbone.edited.weight.device).requires_grad_()
     output = Value(value, settings["replace"])
     stop = exact_with_margin(request.target[0], settings["margin"])

@@ -18,7 +18,7 @@ from stages.backbone.vlm import Backbone
 from stages.editing import full, sentences
 from stages.editing.editor import Edit, Request
 from stages.editing.fitting import Example
-from stages.params import count, entry
+from stages.sections import count, entry
 
 ORDER = ("retain", "update", "retain", "copy", "update", "retain", "update", "retain")  # 1 : 3 : 4
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, linear_maps, optimise
-from stages.params import count, entry, number
+from stages.sections import count, entry, number
 
 PROJECTIONS = ("q_proj", "v_proj")
 

@@ -24,7 +24,7 @@ from stages.editing.editor import Added, Edit, Request, differences, linear_maps
 from stages.editing.fitting import Example, learn
 from stages.editing.trace import request_of, tail_logits
 from stages.okedit.schema import LOCALITY_KINDS
-from stages.params import count, entry, number
+from stages.sections import count, entry, number
 
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
 

@@ -24,7 +24,7 @@ from stages.backbone.vlm import Backbone, Query
 from stages.editing import full, sentences
 from stages.editing.editor import Edit, Request, differences, linear_maps, zero_difference
 from stages.editing.fitting import Example, learn
-from stages.params import count, entry, number
+from stages.sections import count, entry, number
 
 OUTSIDE = ("other_question", "unrelated", "text_only")  # kinds whose question is another than the edit's
 ROWS = 3  # queries in scope a step of training

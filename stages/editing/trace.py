@@ -92,6 +92,20 @@ class States:
     top: torch.Tensor  # [N, A, 10]: of the unedited model over `truth`
 
 
+def select(states: States, rows: Sequence[int]) -> States:
+    """What the trunk says of some of the queries that have outcomes."""
+    chosen = torch.tensor(list(rows))
+
+    def part(one: Candidates) -> Candidates:
+        return Candidates(one.ids[chosen], one.real[chosen], one.hidden[chosen], one.argmax[chosen])
+
+    phi = {span: vectors[chosen] for span, vectors in states.phi.items()}
+    candidates = [part(one) for one in (states.target, states.same, states.truth)]
+    answers = [states.answers[row] for row in rows]
+    positions = states.positions[..., chosen, :]
+    return States(states.hidden[chosen], states.mask[chosen], positions, phi, answers, *candidates, states.top[chosen])
+
+
 @torch.no_grad()
 def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
     """The unedited model over all queries of an edit; their pictures must have been added to the backbone."""

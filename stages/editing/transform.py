@@ -33,6 +33,11 @@ class LowRank:
         return unedited + F.linear(F.linear(inputs, self.a), self.b)
 
 
+def whole(transform: Layer | LowRank, unedited: torch.Tensor) -> torch.Tensor:
+    """The weight [out, D] that a transformation of the `unedited` one stands for."""
+    return transform.weight if isinstance(transform, Layer) else unedited + transform.b @ transform.a
+
+
 def compress(weight: torch.Tensor, unedited: torch.Tensor, rank: int) -> LowRank:
     """The copy `weight` [out, D] as `unedited` and the nearest difference of that rank (Eckart and Young, 1936)."""
     difference = weight - unedited

@@ -22,7 +22,7 @@ from stages.backbone.vlm import Backbone, Query, mean_over
 from stages.editing.editor import Edit, Request, differences, linear_maps, request_logits, zero_difference
 from stages.editing.fitting import Example
 from stages.editing.trace import request_of
-from stages.params import count, entry, number
+from stages.sections import count, entry, number
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from stages.params import DEV, Method, UserError
+from stages.params import UserError
 from stages.scoring import routing, scores
+from stages.settings import DEV, Method
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 

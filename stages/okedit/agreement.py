@@ -10,7 +10,8 @@ from PIL import Image
 from stages.backbone.vlm import Backbone, Query
 from stages.okedit.settings import text
 from stages.okedit.validate import normal
-from stages.params import UserError, entry, number
+from stages.params import UserError
+from stages.sections import entry, number
 
 ANSWER_LIMIT = 12  # tokens of a greedy answer
 # (picture, question, answer) → whether they agree.

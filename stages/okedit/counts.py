@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.okedit.schema import SPLITS, EditRow, Picture
 from stages.okedit.validate import Tally
-from stages.params import Dataset
+from stages.settings import Dataset
 
 
 def count(dataset: Dataset, rows: Sequence[EditRow], pictures: Sequence[Picture], rejected: Counter) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from stages.params import Edits, UserError, write_atomically
+from stages.params import UserError, write_atomically
+from stages.settings import Edits
 
 LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
 SPLITS = ("train", "dev", "test")

@@ -7,7 +7,8 @@ outcome, so that no strategy, α, distance or key span needs an edit to be made 
 import numpy as np
 import pandas as pd
 
-from stages.params import Key, Method, Radius, UserError
+from stages.params import UserError
+from stages.settings import Key, Method, Radius
 
 EDIT = ["seed", "edit_id"]
 REACHED = ("edit", "text_generality", "image_generality", "joint_generality", "hop1", "hop2")  # kinds that the edit must change

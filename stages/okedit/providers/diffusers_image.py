@@ -9,7 +9,8 @@ import torch
 
 from stages.okedit.providers.base import Cached, Provider
 from stages.okedit.settings import text
-from stages.params import UserError, count, entry, number
+from stages.params import UserError
+from stages.sections import count, entry, number
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages.okedit.providers.base import Provider, ProviderError
 from stages.okedit.settings import need, path
-from stages.params import entry
+from stages.sections import entry
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 

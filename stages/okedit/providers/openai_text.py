@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from stages.okedit.providers.base import Cached, EndpointError, Provider
 from stages.okedit.settings import text
-from stages.params import UserError, count, entry, number
+from stages.params import UserError
+from stages.sections import count, entry, number
 
 # A wrong address, model or key stays wrong, whatever else is asked.
 FATAL = {401: "key_env", 403: "key_env", 404: "url"}

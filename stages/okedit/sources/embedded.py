@@ -23,7 +23,8 @@ from stages.okedit.schema import EditRow, Picture, decode, encode
 from stages.okedit.splits import split_of
 from stages.okedit.truth import Truth, same
 from stages.okedit.validate import Tally
-from stages.params import Dataset, UserError, derive_seed
+from stages.params import UserError, derive_seed
+from stages.settings import Dataset
 
 VENDORS = (*SEEN_VENDORS, *HELD_OUT_VENDORS)
 COMPOSITES = 4

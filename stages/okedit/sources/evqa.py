@@ -18,7 +18,7 @@ from stages.backbone.vlm import Backbone
 from stages.okedit.schema import EditRow, Picture
 from stages.okedit.sources import embedded
 from stages.okedit.sources.embedded import Fact, Settings, in_turn, opened
-from stages.params import Dataset
+from stages.settings import Dataset
 
 __all__ = ["Settings", "build"]
 

@@ -26,7 +26,9 @@ from stages.okedit.schema import EditRow, Picture
 from stages.okedit.settings import need, path, paths, variant
 from stages.okedit.splits import split_of
 from stages.okedit.validate import Rejected, Tally
-from stages.params import Dataset, UserError, count, derive_seed, entry
+from stages.params import UserError, derive_seed
+from stages.sections import count, entry
+from stages.settings import Dataset
 
 QUESTION_WORDS = ("what", "how", "where", "which", "who", "why", "when")
 POSITIVES = 3

@@ -1,0 +1,1 @@
+"""Many edits of one model, one after the other, and what is left of each."""
