@@ -5,13 +5,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from test_editing import ROW, SETTINGS
+from test_editing import ROW, SAMPLES, SETTINGS
 from test_tuning import make, method, records  # noqa: F401
 
 from stages.editing.cell import Cell
 from stages.editing.codebook import Codebook
 from stages.editing.editor import Difference, Edit, load_editor
-from stages.editing.trace import request_of, run_trunk, select, trace_edit
+from stages.editing.trace import probes_of, request_of, run_trunk, select, trace_edit
 from stages.editing.transform import Layer, Value
 from stages.params import UserError
 from stages.sequence import __main__ as sequence
@@ -40,12 +40,13 @@ def test_a_codebook_goes_on_where_the_same_answer_stands_already() -> None:
 
 
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
-def test_an_edit_that_goes_on_from_a_finished_one_has_nothing_to_do(backbone, name: str) -> None:
+def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone, name: str) -> None:
     probes = make(backbone, method("balancedit", lr=1e-2)).queries[ROW["edit_id"]]
     request = request_of(run_trunk(backbone, ROW, probes), ROW)
     first = load_editor(name)(backbone, request, SETTINGS[name])
     again = load_editor(name)(backbone, replace(request, start=first), SETTINGS[name])
-    assert first.steps > 0 and again.steps == 0 and again.reached
+    assert first.steps > 0 and again.reached and again.loss <= first.loss
+    assert again.steps == 0 or first.steps == SETTINGS[name]["steps"]
     kept = next(iter(again.added.values()), again.output)
     assert isinstance(kept, Difference | Layer | Value)
     assert again.output is not first.output or again.added is not first.added  # the first edit's tensors stay as they are
@@ -74,7 +75,7 @@ def test_the_second_edit_overwrites_weights_and_not_a_codebook(backbone, records
     other = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
     for name, hyper in (("ft", {"part": "layer", "lr": 1e-2, "loss": 0.05}), ("balancedit", {"lr": 1e-2})):
         cell = make(backbone, method(name, **hyper))
-        queries = {row["edit_id"]: play_queries(row) for row in (ROW, other)}
+        queries = {row["edit_id"]: probes_of(row, SAMPLES) for row in (ROW, other)}
         cell = replace(cell, rows=[ROW, other], queries=queries)
         radii = {row["edit_id"]: 1e-3 for row in (ROW, other)}
         memory = play.memory_of(cell, False)
@@ -84,14 +85,6 @@ def test_the_second_edit_overwrites_weights_and_not_a_codebook(backbone, records
         assert made == [1, 2] and held["colour-noise"]
         assert memory.entries == (1 if name == "ft" else 2)
         assert held["colour-red"] == (name == "balancedit")
-
-
-def play_queries(row: dict) -> list:
-    from test_editing import SAMPLES
-
-    from stages.editing.trace import probes_of
-
-    return probes_of(row, SAMPLES)
 
 
 def test_orders_are_fixed_and_differ() -> None:
