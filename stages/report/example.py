@@ -52,6 +52,7 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
             else:
                 ax.text(0.5, 0.5, "picture not shown", ha="center", va="center", transform=ax.transAxes, fontsize=7)
             ax.set_axis_off()
+            ax.set_anchor("N")  # the words stand below the picture
             ax.set_title(names.KINDS[probe["kind"]], fontweight="bold")
             after = {"target": probe["expected"] or edit.target, "unchanged": probe["answer_off"]}
             wanted = probe["target"] if probe["kind"] in names.REACHED else probe["same"]
