@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import full, ike, lora, sentences, serac, trace, wise
-from stages.editing.__main__ import prepared
+from stages.editing.cell import Cell
 from stages.editing.editor import Edit, attempt, differences, module_of, optimise, request_logits
 from stages.editing.fitting import Example, fitted, learn, training_probes
-from stages.params import UserError
+from stages.params import UserError, load
 from tests.test_editing import ROW, SAMPLES, SETTINGS, bits
 
 TRAIN = [
@@ -183,12 +183,13 @@ def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, sta
 
 def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, tmp_path, monkeypatch, capsys) -> None:
     editor = module_of("mend")
-    monkeypatch.setattr("stages.editing.__main__.FITS", tmp_path)
-    make = prepared(editor, backbone, examples, OURS["mend"] | {"edit_lr": float("inf")}, "test")
+    monkeypatch.setattr("stages.editing.cell.FITS", tmp_path)
+    cell = Cell("set", backbone, "tiny", load().method("ft"), editor, [OURS["mend"]], [], [], {}, examples, {}, [0])
+    make = cell.prepared(OURS["mend"] | {"edit_lr": float("inf")})
     assert make(backbone, trace.request_of(states, ROW), OURS["mend"]).diverged
     assert "training diverged" in capsys.readouterr().err
     with pytest.raises(UserError, match="no train edits"):
-        prepared(editor, backbone, [], OURS["mend"], "test")
+        replace(cell, examples=[]).prepared(OURS["mend"])
 
 
 # -- FT-V and LoRA ------------------------------------------------------------------------------------------------------------
