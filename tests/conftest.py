@@ -17,6 +17,8 @@ from stages.backbone.adapters import adapt
 from stages.backbone.parts import END, IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
+from stages.editing import trace
+from tests.rows import ROW, SAMPLES
 
 LAYER = 2
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,18 @@ def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     made.add_pictures({"red": Image.new("RGB", (64, 64), (200, 30, 30)), "noise": Image.fromarray(noise)})
     return made
+
+
+@pytest.fixture()
+def probes() -> list[trace.Probe]:
+    """The queries of one edit."""
+    return trace.probes_of(ROW, SAMPLES)
+
+
+@pytest.fixture()
+def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
+    """What the tiny backbone's trunk says of them."""
+    return trace.run_trunk(backbone, ROW, probes)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
 from stages.editing.editor import load_editor
 from stages.params import UserError, load
-from tests.test_editing import ROW, SAMPLES
+from tests.rows import ROW, SAMPLES
 from tests.test_editing import SETTINGS as EDITORS
 
 LLAMA = {

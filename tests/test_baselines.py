@@ -14,7 +14,8 @@ from stages.editing.cell import Cell
 from stages.editing.editor import Edit, attempt, differences, module_of, optimise, request_logits
 from stages.editing.fitting import Example, fitted, learn, training_probes
 from stages.params import UserError, load
-from tests.test_editing import ROW, SAMPLES, SETTINGS, bits
+from tests.rows import ROW
+from tests.test_editing import SETTINGS, bits
 
 TRAIN = [
     ROW | {"edit_id": "t0", "question": "Tell me?", "image_id": "noise", "target": "cat", "rephrasings_train": ["Say it."]},
@@ -47,16 +48,6 @@ def letters(texts: list[str]) -> torch.Tensor:
 def _letters(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "real_encoder" not in request.keywords:
         monkeypatch.setattr(sentences, "embed", letters)
-
-
-@pytest.fixture()
-def probes() -> list[trace.Probe]:
-    return trace.probes_of(ROW, SAMPLES)
-
-
-@pytest.fixture()
-def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
-    return trace.run_trunk(backbone, ROW, probes)
 
 
 @pytest.fixture()

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_editing import ROW
-from test_tuning import make, method, records  # noqa: F401
 
 from stages.cost import __main__ as cost
 from stages.cost import clock, frozen, serving
 from stages.editing.cell import Cell
 from stages.editing.editor import Difference, Edit
 from stages.editing.transform import Layer, LowRank
+from tests.rows import ROW
+from tests.test_tuning import make, method, records  # noqa: F401
 
 
 @pytest.fixture()

@@ -19,6 +19,7 @@ from stages.editing.transform import Layer, replaced
 from stages.okedit.schema import encode
 from stages.params import UserError, load
 from stages.settings import Method
+from tests.rows import ROW
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {
@@ -26,30 +27,6 @@ SETTINGS = {
     "finetune": {"part": "layer", "lr": 0.01, "steps": 50, "loss": 0.05},
     "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
 }
-ROW = {
-    "edit_id": "colour-red", "split": "test", "relation": "colour", "concept": "thing", "question": "What is it?",
-    "image_id": "red", "answer": "red", "target": "ox", "rephrasings": ["Tell: what?", "Say it?"],
-    "generality_image_ids": ["noise", "red"],
-    "locality": [
-        {"kind": "other_question", "image_id": "red", "question": "Who owns it?", "answer": "me"},
-        {"kind": "no_image", "image_id": None, "question": "What is it?", "answer": ""},
-    ],
-    "hops": [{"n": 1, "question": "And then?", "image_id": "red", "answer_before": "a", "answer_after": "b"}],
-}  # fmt: skip
-SAMPLES = [
-    {"kind": "sample_positive", "question": "What might it be?", "image_id": "red"},
-    {"kind": "sample_black", "question": "What is it?", "image_id": "noise"},
-]
-
-
-@pytest.fixture()
-def probes() -> list[trace.Probe]:
-    return trace.probes_of(ROW, SAMPLES)
-
-
-@pytest.fixture()
-def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
-    return trace.run_trunk(backbone, ROW, probes)
 
 
 def bits(backbone: Backbone) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from stages.editing import mend, trace
 from stages.editing.editor import Edit, differences, request_logits
 from stages.editing.fitting import Example, training_probes
-from tests.test_editing import ROW, SAMPLES
+from tests.rows import ROW, SAMPLES
 
 SETTINGS = {
     "layers": 2, "rank": 16, "edit_lr": 1e-3, "lr": 1e-3, "lr_lr": 1e-3, "c_edit": 1.0, "c_loc": 1.0, "steps": 40, "seed": 0,

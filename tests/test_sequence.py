@@ -5,8 +5,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from test_editing import ROW, SAMPLES, SETTINGS
-from test_tuning import make, method, records  # noqa: F401
 
 from stages.editing.cell import Cell
 from stages.editing.codebook import Codebook
@@ -17,6 +15,9 @@ from stages.params import UserError
 from stages.sequence import __main__ as sequence
 from stages.sequence import play
 from stages.sequence.memory import Routed, Weights
+from tests.rows import ROW, SAMPLES
+from tests.test_editing import SETTINGS
+from tests.test_tuning import make, method, records  # noqa: F401
 
 KEY = torch.tensor([1.0, 0.0])
 

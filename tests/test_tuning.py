@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_editing import ROW, SAMPLES
 
 from stages.backbone.vlm import Backbone
 from stages.editing import cell as cells
@@ -16,6 +15,7 @@ from stages.editing.partial import Partial
 from stages.editing.trace import probes_of
 from stages.params import UserError, load
 from stages.settings import Method
+from tests.rows import ROW, SAMPLES
 
 PARAMS = load(Path(__file__).parent.parent / "params.yaml")
 DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words
