@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from stages.backbone.vlm import Backbone
-from stages.editing import tuning
+from stages.editing import crossing, tuning
 from stages.editing.cell import Cell, label
 from stages.okedit.schema import write_table
-from stages.params import Params, UserError, load, run
+from stages.params import Params, UserError, derive_seed, load, run
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
     if tunes:
         tune(params, [names] if names else list(product(params.datasets, params.backbones, params.methods)))
     else:
-        edit(Cell.open(params, *names))
+        edit(params, Cell.open(params, *names))
 
 
-def edit(cell: Cell) -> None:
+def edit(params: Params, cell: Cell) -> None:
     """Make and trace a cell's edits."""
     before = fingerprint(cell.backbone)
     with cell.records() as records:
@@ -44,9 +44,15 @@ def edit(cell: Cell) -> None:
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
+        asked = crossing.asked_of(cell, params.sequence.probes)
+        met = crossing.crossings(cell, hyper, asked, records) if cell.method.router == "codebook" else []
+        seed = derive_seed(params.seed, "sequence", cell.dataset)
+        goes_on = hasattr(cell.editor, "goes_on") and cell.editor.goes_on(hyper)
+        played = crossing.played(cell, hyper, asked, params.sequence, seed, records) if goes_on else []
         path = Path("data/traces") / f"{cell.name}.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_table(path, [row | said for row in traced])
+        for name, rows in (("crossings", met), ("played", played)):
+            write_table(Path("data/sequences") / cell.name / f"{name}.parquet", rows)
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     print(f"[edits] {cell.name}: {len(cell.rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")

@@ -42,6 +42,11 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     return compressed(backbone, request, edit, settings["rank"]) if settings["rank"] else edit
 
 
+def goes_on(settings: Mapping[str, Any]) -> bool:
+    """An edit can go on from another's copy, as the authors' released code has it."""
+    return True
+
+
 @torch.no_grad()
 def compressed(backbone: Backbone, request: Request, edit: Edit, rank: int) -> Edit:
     """The edit with a low-rank difference in place of its copy: of `rank`, doubled until the target is exact; unchanged where no

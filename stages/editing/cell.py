@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -104,11 +104,14 @@ class Cell:
                 traced += records[name]
         return traced
 
+    def made(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int, start: Edit | None = None) -> Edit:
+        """One edit, which goes on from `start` where there is one."""
+        request = replace(request_of(self.states(row), row), start=start)
+        return attempt(partial(make, self.backbone, request, {**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])}))
+
     def _traced(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int) -> list[Traced]:
-        probes, states = self.queries[row["edit_id"]], self.states(row)
-        seeded = {**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])}
-        edit = attempt(partial(make, self.backbone, request_of(states, row), seeded))
-        return [{"seed": seed} | traced for traced in trace_edit(self.backbone, row, probes, states, edit)]
+        probes, edit = self.queries[row["edit_id"]], self.made(make, hyper, row, seed)
+        return [{"seed": seed} | traced for traced in trace_edit(self.backbone, row, probes, self.states(row), edit)]
 
     def prepared(self, settings: Mapping[str, Any]) -> Callable[..., Edit]:
         """The editor's `edit`, which knows what was learnt of the train split; where that diverged, so does every edit."""

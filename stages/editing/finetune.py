@@ -44,6 +44,11 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     return Edit(added=added, **found)
 
 
+def goes_on(settings: Mapping[str, Any]) -> bool:
+    """Whether an edit can go on from the weights that another left: where the frozen trunk stays as it was."""
+    return settings["part"] != "connector"
+
+
 def tuned(backbone: Backbone, settings: Mapping[str, Any]) -> list[nn.Linear]:
     """The linear maps that `part` names."""
     if settings["part"] == "layer":

@@ -1,0 +1,129 @@
+"""What is left of every edit after many: outcomes of all probes at some points of a sequence, and their scores (design §2)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.scoring import scores
+from stages.sequence.replay import replay
+
+QUERY = ["edit_id", "probe"]
+OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}
+PARTS = ("reliability", *scores.BALANCE)
+
+
+@dataclass(frozen=True)
+class Point:
+    """After `made` edits of an order: a trace with its outcomes, of the edits made and of held-out ones, and what is kept."""
+
+    order: int
+    made: int
+    outcomes: pd.DataFrame
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method's trace with what its edits do to each other's probes; `edits` are the test edits, as they come."""
+
+    trace: pd.DataFrame
+    crossings: pd.DataFrame
+    played: pd.DataFrame
+    edits: Sequence[str]
+
+    @cached_property
+    def queries(self) -> pd.DataFrame:
+        """The trace's rows that sequences ask, of the first seed: the edits' own queries first, in the edits' order."""
+        asked = (self.crossings if len(self.crossings) else self.played)[QUERY].drop_duplicates()
+        rows = self.trace[self.trace["seed"] == self.trace["seed"].min()].merge(asked, on=QUERY)
+        place = rows["edit_id"].map(self.numbers)
+        rows = rows.assign(_later=~((rows["kind"] == "edit") & place.notna()), _place=place)
+        return rows.sort_values(["_later", "_place", *QUERY], kind="stable", ignore_index=True)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The place of each edit."""
+        return {edit: i for i, edit in enumerate(self.edits)}
+
+    @property
+    def index(self) -> pd.MultiIndex:
+        return pd.MultiIndex.from_frame(self.queries[QUERY])
+
+    def matrix(self, column: str) -> np.ndarray:
+        """[queries, edits]: a column of the crossings."""
+        wide = self.crossings.pivot(index=QUERY, columns="entry", values=column)
+        return wide.reindex(self.index)[list(self.edits)].to_numpy(dtype=float)
+
+    @cached_property
+    def unedited(self) -> dict[str, np.ndarray]:
+        """[queries] of each outcome under no edit: the answer is its own."""
+        off = {name: self.queries[f"{name}_off"].to_numpy(dtype=float) for name in ("target", "tf")}
+        return off | {"same": np.ones(len(self.queries))}
+
+    @cached_property
+    def edited(self) -> dict[str, np.ndarray]:
+        """[queries, edits] of each outcome under each edit, NaN where the query cannot meet it."""
+        owner = self.queries["edit_id"].map(self.numbers)
+        own = np.flatnonzero(owner.notna())
+        found = {}
+        for name, column in OUTCOMES.items():
+            found[name] = self.matrix(column)
+            found[name][own, owner[own].astype(int)] = self.queries.loc[own, column].astype(float)
+        return found
+
+    def point(self, order: int, made: Sequence[str], found: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Point:
+        """The point at which the edits `made` have been, with `found` outcomes [queries]."""
+        ids = self.queries["edit_id"]
+        table = self.queries.assign(**found)[ids.isin(made) | ~ids.isin(self.edits)]
+        if table[list(OUTCOMES)].isna().any(axis=None):
+            raise RuntimeError(
+                "a probe meets an edit under which nothing is known of it: raise SPARE in stages/editing/crossing.py"
+            )
+        return Point(order, len(made), table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5), counts)
+
+
+def codebook(
+    cell: Cell, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str
+) -> Iterator[Point]:
+    """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance."""
+    table, targets = cell.matrix(column), cell.queries["expected"].head(len(cell.edits)).tolist()
+    epsilon, rows = [radii[edit] for edit in cell.edits], np.arange(len(cell.queries))
+    for number, order in enumerate(orders):
+        for made, state in replay(order, table, epsilon, targets, points):
+            answers = state.answering(rows)
+            found = {name: np.where(answers < 0, cell.unedited[name], cell.edited[name][rows, answers]) for name in OUTCOMES}
+            counts = {"entries": len(state.book.entries), "taken_in": state.taken_in, "shrunk": state.shrunk}
+            yield cell.point(number, [cell.edits[i] for i in order[:made]], found, counts)
+
+
+def shared(cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str) -> Iterator[Point]:
+    """Sequences in one set of weights. They answer every query or, as BalancEdit's released code has it, those within the last
+    edit's radius of any key: `radii` by edit_id.
+    """
+    for (number, made), rows in cell.played.groupby(["order", "made"]):
+        done = [cell.edits[i] for i in orders[number][:made]]
+        on = np.ones(len(cell.queries), dtype=bool)
+        if radii is not None:
+            on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
+        now = rows.set_index(QUERY).reindex(cell.index)
+        found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
+        yield cell.point(int(number), done, found, {"entries": 1})
+
+
+def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
+    """protocol, metric, value and n: every edit made so far, locality on held-out edits, and, of no protocol, what is kept."""
+    past, kept = point.outcomes["edit_id"].isin(edits), point.outcomes["kind"].isin(scores.LOCALITY)
+    at, found = {"order": point.order, "made": point.made}, []
+    for protocol in scores.PROTOCOLS:
+        table = scores.per_edit(point.outcomes[past], protocol)
+        values = {part: table[part].mean() for part in PARTS if part in table} | {"hm": scores.balance(table)["hm"]}
+        if (~past & kept).any():
+            values["held_out_locality"] = scores.per_edit(point.outcomes[~past & kept], protocol)["locality"].mean()
+        found += [at | {"protocol": protocol, "metric": name, "value": value, "n": len(table)} for name, value in values.items()]
+    return found + [
+        at | {"protocol": "none", "metric": name, "value": value, "n": point.made} for name, value in point.counts.items()
+    ]
