@@ -92,6 +92,10 @@ REPORTS = {
         "The radius: its weight α, strategies, anchors and spans, and how generality trades for locality.",
         ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc"),
     ),
+    "sequences": Report(
+        "Sequences", "Many edits of one model, one after the other: what is left of each.",
+        ("sequences_strict", "sequences_teacher_forced"), ("sequences_strict", "sequences_teacher_forced"),
+    ),
     "claims": Report(
         "Claims", "What the paper claims, what was measured, and whether the claim holds here.", (), ("claims",),
     ),

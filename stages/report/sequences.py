@@ -1,0 +1,81 @@
+"""Figure and table of sequences: what is left of every edit as more are made."""
+
+import matplotlib
+import pandas as pd
+
+from stages.report import names
+from stages.report.canvas import COLOURS, MARKERS, PAGE, STYLE, Drawing, legend, panels, styles
+from stages.report.markup import Cell, Table
+from stages.report.names import cells, count, need, ordered, select, where
+
+SHOWN = {"reliability": "Rel."} | names.TRADE_OFF | {"held_out_locality": "Loc, others"}
+MEMORIES = {"codebook": "codebook", "weights": "shared weights", "released code": "as released"}
+
+
+def label(method: str, memory: str) -> str:
+    """A method, and how it keeps its edits where that is not its own way."""
+    name = names.METHODS.get(method, method)
+    return f"{name}, {MEMORIES[memory]}" if memory == "released code" else name
+
+
+def retention(table: pd.DataFrame, protocol: str) -> Drawing:
+    """Scores of all edits made so far against their number: a row a dataset and backbone, a column a metric."""
+    table = need(select(table, protocol=protocol), protocol)
+    metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
+    kinds = list(dict.fromkeys(zip(table["method"], table["memory"], strict=True)))
+    look = styles(list(dict.fromkeys(table["method"])))
+    with matplotlib.rc_context(STYLE):
+        found = cells(table)
+        figure, axes = panels(len(found), len(metrics), PAGE, 1.5, sharex=True, sharey=True)
+        handles = []
+        for row, ((dataset, backbone), block) in zip(axes, found, strict=True):
+            for ax, metric in zip(row, metrics, strict=True):
+                handles = []
+                for method, memory in kinds:
+                    points = select(block, metric=metric, method=method, memory=memory).groupby("made")["value"]
+                    middle, low, high = 100 * points.mean(), 100 * points.min(), 100 * points.max()
+                    style = look[method] % 8
+                    dashed = "--" if memory == "released code" else "-"
+                    handles += ax.plot(middle.index, middle, color=COLOURS[style], marker=MARKERS[style], linestyle=dashed)
+                    ax.fill_between(middle.index, low, high, color=COLOURS[style], alpha=0.15, linewidth=0)
+                ax.set_xscale("log")
+                ax.set_ylim(-3, 105)
+                ax.set_title(SHOWN[metric], loc="left")
+            row[0].set_ylabel(f"{dataset}, {backbone}\nscore (%)")
+        for ax in axes[-1]:
+            ax.set_xlabel("edits made")
+        legend(figure, handles, [label(*kind) for kind in kinds])
+    caption = (
+        f"What is left of all edits made so far, {names.PROTOCOLS[protocol]} protocol ({where(table)}). Lines: mean over "
+        f"{table['order'].nunique()} orders; bands: from the lowest to the highest. Loc, others: on edits that are never made."
+    )
+    return Drawing(figure, caption)
+
+
+def last(table: pd.DataFrame, protocol: str) -> Table:
+    """Scores after all edits, and what is kept: one row a method and memory."""
+    kept = select(table, protocol="none")
+    table = need(select(table, protocol=protocol), protocol)
+    metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
+    rows = []
+    for place, block in cells(table):
+        most = block["made"].max()
+        for method, memory in dict.fromkeys(zip(block["method"], block["memory"], strict=True)):
+            at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": most}
+            entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
+            sizes = [_spread(select(kept, metric=name, **at)["value"], "g") for name in ("entries", "shrunk")]
+            rows.append([*map(Cell, [*place, label(method, memory)]), *entries, *sizes])
+    caption = (
+        f"After {count(table.groupby(['dataset', 'backbone'])['made'].max()).removeprefix('n = ')} edits of one model "
+        f"({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over {table['order'].nunique()} orders in per cent, and the "
+        "lowest and highest; entries that are kept, and how often a radius shrank."
+    )
+    return Table(["Dataset", "Backbone", "Method", *(SHOWN[m] for m in metrics), "Entries", "Shrunk"], rows, caption, labels=3)
+
+
+def _spread(values: pd.Series, form: str = ".1f") -> Cell:
+    """Mean, lowest and highest."""
+    if values.empty or values.isna().all():
+        return Cell("–")
+    spread = f"[{values.min():{form}}, {values.max():{form}}]" if values.min() < values.max() else ""
+    return Cell(f"{values.mean():{form}}", spread)
