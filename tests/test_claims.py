@@ -39,7 +39,16 @@ def outcomes(world: dict = WORLD, **more) -> pd.DataFrame:
 
 
 def cell(found: pd.DataFrame, baselines=("ft", "grace")) -> Cell:
-    return Cell("okedit", "tiny", found, ["balancedit"], baselines, scores.resample(4, 100, 0), 0.95)
+    return Cell("okedit", "tiny", found, ["balancedit"], baselines, scores.resample(4, 100, 0), 0.95, sequences())
+
+
+def sequences(*after: float, alone: float = 0.75) -> pd.DataFrame:
+    """HM of each edit alone, and after all edits in each order; after one edit it is perfect."""
+    at = {"method": "balancedit", "protocol": "strict", "metric": "hm"}
+    rows = [{"memory": "alone", "order": 0, "made": 9, "value": alone}]
+    for order, last in enumerate(after):
+        rows += [{"memory": "codebook", "order": order, "made": made, "value": value} for made, value in ((1, 1.0), (9, last))]
+    return pd.DataFrame([at | row for row in rows])
 
 
 def judged(found: Cell) -> dict[str, dict]:
@@ -86,6 +95,13 @@ def test_nothing_is_divided_by_zero() -> None:
     assert found["measured"] is None and found["holds"] and "0" in found["reason"]
 
 
+@pytest.mark.parametrize(("after", "holds"), [((0.75, 0.71), True), ((0.75, 0.69), False)])
+def test_what_a_sequence_may_lose(after: tuple[float, ...], holds: bool) -> None:
+    found = judged(replace(cell(outcomes()), sequences=sequences(*after)))["C4"]
+    assert found["holds"] == holds and found["measured"] == pytest.approx(np.mean(after) - 0.75)
+    assert found["low"] == pytest.approx(after[1] - 0.75)
+
+
 def test_edits_without_hops_have_no_lag() -> None:
     found = outcomes()
     assert hops_lag(cell(found[found["kind"] != "hop1"])).holds is None
@@ -94,8 +110,9 @@ def test_edits_without_hops_have_no_lag() -> None:
 def test_cells_are_those_of_the_parameters() -> None:
     params = load()
     renamed = outcomes(backbone=next(iter(params.backbones)))
-    opened, *others = open_cells(params, pd.concat([renamed, renamed.assign(backbone="gone")]))
+    left = pd.DataFrame(columns=["dataset", "backbone"])
+    opened, *others = open_cells(params, pd.concat([renamed, renamed.assign(backbone="gone")]), left)
     assert [len(one.outcomes) for one in others] == [0] * (len(params.backbones) - 1)
     assert opened.ours == ["balancedit"] and set(opened.baselines) == {"ft", "grace"}
     assert len(opened.outcomes) == len(renamed) and opened.draws.shape == (params.metrics.resamples, 4)
-    assert np.array_equal(opened.draws, open_cells(params, renamed)[0].draws)
+    assert np.array_equal(opened.draws, open_cells(params, renamed, left)[0].draws)

@@ -62,7 +62,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_output_is_there(clone: Path) -> None:
     assert dvc(clone, "status").strip().endswith("up to date.")
-    for name in ("index", "backbone", "okedit", "edits", "metrics", "ablations", "claims"):
+    for name in ("index", "backbone", "okedit", "edits", "metrics", "ablations", "sequences", "claims"):
         assert "<h1" in (clone / f"reports/{name}.html").read_text()
     assert (clone / "reports/figures/edit_example.png").stat().st_size > 10_000
 
@@ -98,8 +98,9 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
     assert ran <= {
         "metrics",
         "ablations",
+        "sequences",
         "claims",
-        *(f"report-{n}" for n in ("metrics", "edits", "ablations", "claims", "index")),
+        *(f"report-{n}" for n in ("metrics", "edits", "ablations", "sequences", "claims", "index")),
     }
     assert "metrics" in ran
     radii = pd.read_csv(clone / "reports/radii.csv")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from stages.params import UserError
-from stages.report import claims, datasets, execute, figures, html, index, names, sweeps, tables
+from stages.report import claims, datasets, execute, figures, html, index, names, sequences, sweeps, tables
 from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
@@ -193,6 +193,32 @@ def build(root: Path) -> None:
     parts = [("relation", "made_of_0", 4), ("relation", "made_of_1", 2), ("answer", "several words", 6)]
     trade_off = grid(method=["balancedit"], protocol=["strict"], metric=list(names.TRADE_OFF))
     write(root / "reports/strata.csv", [r | {"group": g, "stratum": s, "n": n} for g, s, n in parts for r in trade_off])
+    kinds = [
+        ("ft", "weights"),
+        ("grace", "codebook"),
+        ("balancedit", "codebook"),
+        ("balancedit", "released code"),
+        ("balancedit", "alone"),
+    ]
+    left = [
+        {
+            "method": m,
+            "memory": memory,
+            "order": order,
+            "made": made,
+            "protocol": p,
+            "metric": metric,
+            "value": 0.5 + order / 10,
+            "n": made,
+        }
+        for m, memory in kinds
+        for order in ((0,) if memory == "alone" else (0, 1, 2))
+        for made in ((6,) if memory == "alone" else (1, 6))
+        for p in names.PROTOCOLS
+        for metric in sequences.SHOWN
+    ]  # fmt: skip
+    left += [row | {"protocol": "none", "metric": "entries", "value": 6.0} for row in left if row["metric"] == "hm"]
+    write(root / "reports/sequences.csv", [PLACE | row for row in left])
     (root / "reports/claims.json").write_text(json.dumps(CLAIMED))
     for name, rows in ablations().items():
         write(root / f"reports/ablations/{name}.csv", rows)
@@ -450,6 +476,14 @@ def test_a_gain_is_bold_where_the_corrected_test_says_so(studied):
     unedited = next(line for line in lines if "| Unedited |" in line)
     assert "**+30.0** [+20.0, +40.0]" in unedited
     assert "| -20.0 [-30.0, -10.0]" in next(line for line in lines if "| FT |" in line)
+
+
+def test_what_is_left_after_all_edits(studied):
+    lines = (studied / "reports/tables/sequences_strict.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("After 6 edits of one model")
+    released = next(line for line in lines if "as released" in line)
+    assert "| 60.0 [50.0, 70.0] |" in released and released.endswith("| 6 | – |")
+    assert "each edit alone | 50.0 |" in next(line for line in lines if "alone" in line)
 
 
 def test_settings_are_told_with_how_many_were_tried(studied):

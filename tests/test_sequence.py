@@ -1,116 +1,168 @@
-"""Sequences of edits: what memories hold, what an edit goes on from, and that retention is measured on all that was made."""
+"""Sequences of edits: what is traced for them, and by hand what is left after each."""
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
-import torch
 
+from stages.backbone.vlm import Backbone
+from stages.editing import crossing
 from stages.editing.cell import Cell
-from stages.editing.codebook import Codebook
 from stages.editing.editor import Difference, Edit, load_editor
-from stages.editing.trace import probes_of, request_of, run_trunk, select, trace_edit
+from stages.editing.partial import Partial
+from stages.editing.trace import probes_of, request_of, run_trunk, trace_edit
 from stages.editing.transform import Layer, Value
-from stages.params import UserError
-from stages.sequence import __main__ as sequence
-from stages.sequence import play
-from stages.sequence.memory import Routed, Weights
+from stages.params import load
+from stages.sequence import retention
+from stages.sequence.replay import replay
 from tests.rows import ROW, SAMPLES
 from tests.test_editing import SETTINGS
 from tests.test_tuning import make, method, records  # noqa: F401
 
-KEY = torch.tensor([1.0, 0.0])
+OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
+SPREAD = load("params.yaml").sequence
 
 
-def test_weights_are_handed_on_and_a_diverged_edit_is_not() -> None:
-    memory, edit = Weights(), Edit(Layer(torch.ones(2, 2)))
-    assert memory.start(KEY, "a") is None and memory.answering(KEY[None]).changes_nothing and memory.entries == 0
-    memory.add(KEY, 0.0, "a", edit)
-    memory.add(KEY, 0.0, "b", Edit(diverged=True))
-    assert memory.start(KEY, "c") is edit and memory.answering(KEY[None]) is edit and memory.entries == 1
-
-
-def test_a_codebook_goes_on_where_the_same_answer_stands_already() -> None:
-    memory, edit = Routed(Codebook()), Edit(Value(torch.ones(2)))
-    memory.add(KEY, 0.5, "a", edit)
-    assert memory.start(KEY, "a") is edit and memory.start(KEY, "b") is None and memory.start(KEY + 1, "a") is None
-    answer = memory.answering(torch.stack([KEY, KEY + 1]))
-    inputs, prompt = torch.zeros(2, 3, 2), torch.ones(2, 3, dtype=torch.bool)
-    assert answer.output(inputs, torch.zeros(2, 3, 2), prompt).sum(-1).tolist() == [[2, 2, 2], [0, 0, 0]]
-    assert memory.answering(KEY[None] + 1).changes_nothing
+def two(backbone: Backbone, name: str, **hyper: object) -> Cell:
+    """A cell of two edits of one question about two pictures."""
+    queries = {row["edit_id"]: probes_of(row, SAMPLES) for row in (ROW, OTHER)}
+    return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
 
 
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
 def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone, name: str) -> None:
-    probes = make(backbone, method("balancedit", lr=1e-2)).queries[ROW["edit_id"]]
-    request = request_of(run_trunk(backbone, ROW, probes), ROW)
+    request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
     first = load_editor(name)(backbone, request, SETTINGS[name])
     again = load_editor(name)(backbone, replace(request, start=first), SETTINGS[name])
     assert first.steps > 0 and again.reached and again.loss <= first.loss
     assert again.steps == 0 or first.steps == SETTINGS[name]["steps"]
     kept = next(iter(again.added.values()), again.output)
     assert isinstance(kept, Difference | Layer | Value)
-    assert again.output is not first.output or again.added is not first.added  # the first edit's tensors stay as they are
 
 
 def test_fewer_probes_have_the_same_outcomes(backbone) -> None:
-    cell = make(backbone, method("balancedit", lr=1e-2))
+    cell = two(backbone, "balancedit", lr=1e-2)
     probes = cell.queries[ROW["edit_id"]]
     states = run_trunk(backbone, ROW, probes)
     edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
     whole = trace_edit(backbone, ROW, probes, states, edit)
-    chosen, part = play.few(probes, states, 1)
-    assert [p.kind for p in chosen] == list(dict.fromkeys(p.kind for p in probes if not p.is_sample))
-    rows = trace_edit(backbone, ROW, chosen, part, edit)
-    for probe, row in zip(chosen, rows, strict=True):
-        same = whole[probes.index(probe)]
-        assert (row["target_on"], row["same_on"]) == (same["target_on"], same["same_on"])
-        assert row["euclidean_prompt"] == pytest.approx(same["euclidean_prompt"], abs=1e-6)
-    assert select(states, [0]).hidden.shape[0] == 1
+    asked = crossing.few(ROW, probes, states, 1)
+    assert [p.kind for p in asked.probes] == list(dict.fromkeys(p.kind for p in probes if not p.is_sample))
+    for number, found in zip(asked.numbers, crossing.outcomes(cell, edit, asked), strict=True):
+        assert found == {name: pytest.approx(float(whole[number][name])) for name in crossing.KEPT}
 
 
-def test_the_second_edit_overwrites_weights_and_not_a_codebook(backbone, records) -> None:  # noqa: F811
-    """Two edits of one question to other answers: fine-tuning keeps the last, a codebook that keeps them apart as well, and
-    at its own key each edit of two pictures holds.
-    """
-    other = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
-    for name, hyper in (("ft", {"part": "layer", "lr": 1e-2, "loss": 0.05}), ("balancedit", {"lr": 1e-2})):
-        cell = make(backbone, method(name, **hyper))
-        queries = {row["edit_id"]: probes_of(row, SAMPLES) for row in (ROW, other)}
-        cell = replace(cell, rows=[ROW, other], queries=queries)
-        radii = {row["edit_id"]: 1e-3 for row in (ROW, other)}
-        memory = play.memory_of(cell, False)
-        made = [count for count, _ in play.play(cell, cell.grid[0], [ROW, other], radii, memory, (1, 2))]
-        traced = play.tested(cell, [ROW, other], memory, 1)
-        held = traced[traced["kind"] == "edit"].set_index("edit_id")["target_on"]
-        assert made == [1, 2] and held["colour-noise"]
-        assert memory.entries == (1 if name == "ft" else 2)
-        assert held["colour-red"] == (name == "balancedit")
+def test_what_an_edit_cannot_meet_has_no_outcome(backbone, records: Partial) -> None:  # noqa: F811
+    cell = two(backbone, "balancedit", lr=1e-2)
+    asked = crossing.asked_of(cell, 2)
+    table = pd.DataFrame(crossing.crossings(cell, cell.grid[0], asked, records))
+    assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
+    own = table[(table["entry"] == table["edit_id"]) & (table["probe"] == 0)]
+    assert (own["euclidean_prompt"] == 0).all() and (own["target_on"] == 1).all()
+    nowhere = {name: -1.0 for name in table if name.startswith(("euclidean", "cosine"))}
+    key = {span: vectors[0] for span, vectors in asked[0].states.phi.items()}
+    unmet = crossing.crossed(cell, Edit(), key, nowhere, asked[1])
+    assert np.isnan([row["target_on"] for row in unmet]).all()
+
+
+def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:  # noqa: F811
+    cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
+    settings = replace(SPREAD, at=(1,), orders=2, probes=1)
+    table = pd.DataFrame(crossing.played(cell, cell.grid[0], crossing.asked_of(cell, 1), settings, 0, records))
+    held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
+    assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
+    assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
 
 
 def test_orders_are_fixed_and_differ() -> None:
     rows = [{"edit_id": str(i)} for i in range(20)]
-    found = play.orders(rows, 3, 0)
-    assert found[0] == rows and found == play.orders(rows, 3, 0)
+    found = crossing.orders(rows, 3, 0)
+    assert found[0] == rows and found == crossing.orders(rows, 3, 0)
     assert all(sorted(r["edit_id"] for r in order) == sorted(r["edit_id"] for r in rows) for order in found)
     assert found[1] != found[2] != rows
 
 
 def test_points_are_those_that_there_are_edits_for() -> None:
-    settings = replace(sequence.load().sequence, at=(1, 10, 100))
-    assert sequence.points(settings, 40) == [1, 10, 40] and sequence.points(settings, 10) == [1, 10]
+    settings = replace(SPREAD, at=(1, 10, 100))
+    assert crossing.points(settings, 40) == [1, 10, 40] and crossing.points(settings, 10) == [1, 10]
 
 
-def test_a_method_without_sequences_is_named(backbone) -> None:
-    cell: Cell = make(backbone, replace(method("ft", part="connector"), name="ft_v"))
-    with pytest.raises(UserError, match="methods.ft_v: no sequence; allowed: methods behind a codebook"):
-        play.memory_of(cell, False)
+def test_a_replay_by_hand() -> None:
+    """On a line: edits at 0, 2 (same target, inside the first) and 10 (another); queries at .5 and 9."""
+    places, edits = np.array([0.0, 2, 10, 0.5, 9]), np.array([0.0, 2, 10])
+    told = [
+        (made, [entry.radius for entry in state.book.entries], state.answering(range(5)).tolist(), state.taken_in, state.shrunk)
+        for made, state in replay([0, 1, 2], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [1, 2, 3])
+    ]
+    assert told == [
+        (1, [3], [0, 0, -1, 0, -1], 0, 0),
+        (2, [4], [1, 1, -1, 1, -1], 1, 0),
+        (3, [4, 9], [1, 1, 2, 1, 2], 1, 0),
+    ]
+    near = np.abs(places[:, None] - np.array([0.0, 2, 10]))
+    ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2])
+    assert [entry.radius for entry in state.book.entries] == [1, 1] and state.shrunk == 2
 
 
-def test_scores_of_all_that_was_made(backbone, records) -> None:  # noqa: F811
-    cell = make(backbone, method("balancedit", lr=1e-2))
-    memory = play.memory_of(cell, False)
-    for _ in play.play(cell, cell.grid[0], [ROW], {ROW["edit_id"]: 1e-3}, memory, (1,)):
-        found = pd.DataFrame(sequence.scored(cell, [ROW], memory, 2)).set_index(["protocol", "metric"])["value"]
-    assert found["strict", "reliability"] == 1
-    assert {metric for _, metric in found.index} == {*sequence.PARTS, "hm", "held_out_locality"}
+def hand_made() -> retention.Cell:
+    """Two edits, each with its own query, a rephrasing and a near picture; one held-out edit with a near picture."""
+    kinds = ("edit", "text_generality", "near_image")
+    asked = [("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1), ("y", 2), ("z", 2)]
+    trace = pd.DataFrame(
+        {
+            "seed": 0, "edit_id": edit, "split": "dev" if edit == "z" else "test", "probe": probe, "kind": kinds[probe],
+            "expected": edit.upper(), "target_off": False, "target_on": probe < 2, "same_on": False, "tf_off": 0.25,
+            "tf_on": 0.75, "correct_off": True, "top10_on": np.nan, "diverged": False,
+        }
+        for edit, probe in asked
+    )  # fmt: skip
+    at = {"x": {"x": [0, 1, 5], "y": [9, 9, 2], "z": [0, 0, 3]}, "y": {"x": [9, 9, 9], "y": [0, 1, 8], "z": [0, 0, 9]}}
+    crossings = pd.DataFrame(
+        {"entry": entry, "edit_id": edit, "probe": probe, "d": float(at[entry][edit][probe]), "target_on": 0.0, "same_on": 0.0,
+         "tf_on": 0.5}
+        for entry in "xy"
+        for edit, probe in asked
+    )  # fmt: skip
+    return retention.Cell(trace, crossings, pd.DataFrame(), ["x", "y"])
+
+
+def test_retention_by_hand() -> None:
+    """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
+    cell = hand_made()
+    first, both = retention.codebook(cell, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
+    assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0}
+    found = pd.DataFrame(retention.scored(both, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
+    assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
+    assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
+    narrow = list(retention.codebook(cell, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
+    found = pd.DataFrame(retention.scored(narrow, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
+
+
+def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
+    cell = hand_made()
+    played = cell.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0)
+    cell = replace(cell, played=played)
+    (everywhere,) = retention.shared(cell, [[0, 1]], None, "")
+    assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()
+    (within,) = retention.shared(cell, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys
+    kept = within.outcomes.set_index(["edit_id", "probe"])["same"]
+    assert kept.loc["x", 2] and kept.loc["y", 2] and kept.loc["z", 2] and not kept.loc["x", 1]
+
+
+def test_an_outcome_that_is_not_known_is_an_error() -> None:
+    cell = hand_made()
+    cell.crossings.loc[(cell.crossings["entry"] == "x") & (cell.crossings["edit_id"] == "y"), "same_on"] = np.nan
+    with pytest.raises(RuntimeError, match="SPARE"):
+        list(retention.codebook(cell, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
+
+
+def test_each_edit_alone_by_hand() -> None:
+    cell = hand_made()
+    index = pd.MultiIndex.from_frame(cell.trace[["edit_id", "probe"]])
+    point = retention.alone(cell, pd.Series(cell.trace["probe"].to_numpy() < 1, index=index))
+    found = pd.DataFrame(retention.scored(point, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 0 and found["strict", "locality"] == 1
+    assert "held_out_locality" not in found["strict"]

@@ -16,22 +16,22 @@ from stages.scoring import scores
 OUT = Path("reports/claims.json")
 
 
-def open_cells(params: Params, outcomes: pd.DataFrame) -> list[Cell]:
+def open_cells(params: Params, outcomes: pd.DataFrame, sequences: pd.DataFrame) -> list[Cell]:
     """One cell a dataset and backbone, with the bootstrap draws of its scores."""
     ours = [m.name for m in params.methods.values() if params.is_ours(m)]
     baselines = [m.name for m in params.methods.values() if m.router != "never" and m.editor != "balancedit"]
     cells = []
     for dataset, backbone in product(params.datasets, params.backbones):
-        found = outcomes[(outcomes["dataset"] == dataset) & (outcomes["backbone"] == backbone)]
+        found, left = (t[(t["dataset"] == dataset) & (t["backbone"] == backbone)] for t in (outcomes, sequences))
         seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
         draws = scores.resample(found["edit_id"].nunique(), params.metrics.resamples, seed)
-        cells.append(Cell(dataset, backbone, found, ours[:1], baselines, draws, params.metrics.level))
+        cells.append(Cell(dataset, backbone, found, ours[:1], baselines, draws, params.metrics.level, left))
     return cells
 
 
 def main() -> None:
     params = load()
-    cells = open_cells(params, pd.read_parquet("data/metrics/outcomes.parquet"))
+    cells = open_cells(params, pd.read_parquet("data/metrics/outcomes.parquet"), pd.read_csv("reports/sequences.csv"))
     claims = [claim.judge(cell) for claim in CLAIMS for cell in cells]
     with write_atomically(OUT) as temporary:
         temporary.write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,18 +9,19 @@ from stages.report.markup import Cell, Table
 from stages.report.names import cells, count, need, ordered, select, where
 
 SHOWN = {"reliability": "Rel."} | names.TRADE_OFF | {"held_out_locality": "Loc, others"}
-MEMORIES = {"codebook": "codebook", "weights": "shared weights", "released code": "as released"}
+ASIDE = {"released code": "as released", "alone": "each edit alone"}
 
 
 def label(method: str, memory: str) -> str:
     """A method, and how it keeps its edits where that is not its own way."""
     name = names.METHODS.get(method, method)
-    return f"{name}, {MEMORIES[memory]}" if memory == "released code" else name
+    return f"{name}, {ASIDE[memory]}" if memory in ASIDE else name
 
 
 def retention(table: pd.DataFrame, protocol: str) -> Drawing:
     """Scores of all edits made so far against their number: a row a dataset and backbone, a column a metric."""
-    table = need(select(table, protocol=protocol), protocol)
+    table = select(table, protocol=protocol)
+    table = need(table[table["memory"] != "alone"], protocol)
     metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
     kinds = list(dict.fromkeys(zip(table["method"], table["memory"], strict=True)))
     look = styles(list(dict.fromkeys(table["method"])))
@@ -65,10 +66,11 @@ def last(table: pd.DataFrame, protocol: str) -> Table:
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
             sizes = [_spread(select(kept, metric=name, **at)["value"], "g") for name in ("entries", "shrunk")]
             rows.append([*map(Cell, [*place, label(method, memory)]), *entries, *sizes])
+    made = count(table.groupby(["dataset", "backbone"])["made"].max()).removeprefix("n = ")
     caption = (
-        f"After {count(table.groupby(['dataset', 'backbone'])['made'].max()).removeprefix('n = ')} edits of one model "
-        f"({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over {table['order'].nunique()} orders in per cent, and the "
-        "lowest and highest; entries that are kept, and how often a radius shrank."
+        f"After {made} edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
+        f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, and how often a "
+        "radius shrank."
     )
     return Table(["Dataset", "Backbone", "Method", *(SHOWN[m] for m in metrics), "Entries", "Shrunk"], rows, caption, labels=3)
 

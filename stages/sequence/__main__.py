@@ -52,6 +52,9 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
         kinds = {"weights": retention.shared(cell, orders, None, "")}
     else:
         kinds = {}
+    if kinds:
+        on = pd.Series(routing.routed_on(cell.trace, method), index=pd.MultiIndex.from_frame(cell.trace[retention.QUERY]))
+        kinds["alone"] = [retention.alone(cell, on[~on.index.duplicated()])]
     for memory, reached in kinds.items():
         found += [{"memory": memory} | row for point in reached for row in retention.scored(point, cell.edits)]
     return pd.DataFrame(found).assign(dataset=dataset, backbone=backbone, method=name)

@@ -1,7 +1,7 @@
 """What is left of every edit after many: outcomes of all probes at some points of a sequence, and their scores (design §2)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,7 +56,7 @@ class Cell:
     def matrix(self, column: str) -> np.ndarray:
         """[queries, edits]: a column of the crossings."""
         wide = self.crossings.pivot(index=QUERY, columns="entry", values=column)
-        return wide.reindex(self.index)[list(self.edits)].to_numpy(dtype=float)
+        return wide.reindex(self.index)[list(self.edits)].to_numpy(dtype=float, copy=True)
 
     @cached_property
     def unedited(self) -> dict[str, np.ndarray]:
@@ -83,7 +83,16 @@ class Cell:
             raise RuntimeError(
                 "a probe meets an edit under which nothing is known of it: raise SPARE in stages/editing/crossing.py"
             )
-        return Point(order, len(made), table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5), counts)
+        routed = table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5, top10=np.nan)  # top ten is not kept here
+        return Point(order, len(made), routed, counts)
+
+
+def alone(cell: Cell, on: pd.Series) -> Point:
+    """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
+    fires = on.reindex(cell.index).to_numpy(dtype=bool)
+    own = {name: cell.queries[told].to_numpy(dtype=float) for name, told in OUTCOMES.items()}
+    point = cell.point(0, cell.edits, {name: np.where(fires, own[name], cell.unedited[name]) for name in OUTCOMES}, {})
+    return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(cell.edits)])
 
 
 def codebook(
