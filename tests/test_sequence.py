@@ -48,7 +48,9 @@ def test_fewer_probes_have_the_same_outcomes(backbone) -> None:
     edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
     whole = trace_edit(backbone, ROW, probes, states, edit)
     asked = crossing.few(ROW, probes, states, 1)
-    assert [p.kind for p in asked.probes] == list(dict.fromkeys(p.kind for p in probes if not p.is_sample))
+    assert [p.kind for p in asked.probes] == list(
+        dict.fromkeys(p.kind for p in probes if not p.is_sample and p.kind not in crossing.ASIDE)
+    )
     for number, found in zip(asked.numbers, crossing.outcomes(cell, edit, asked), strict=True):
         assert found == {name: pytest.approx(float(whole[number][name])) for name in crossing.KEPT}
 
@@ -61,9 +63,12 @@ def test_what_an_edit_cannot_meet_has_no_outcome(backbone, records: Partial) -> 
     own = table[(table["entry"] == table["edit_id"]) & (table["probe"] == 0)]
     assert (own["euclidean_prompt"] == 0).all() and (own["target_on"] == 1).all()
     nowhere = {name: -1.0 for name in table if name.startswith(("euclidean", "cosine"))}
-    key = {span: vectors[0] for span, vectors in asked[0].states.phi.items()}
-    unmet = crossing.crossed(cell, Edit(), key, nowhere, asked[1])
+    states, stranger = cell.states(ROW), replace(asked[1], row=asked[1].row | {"target": "emu"})
+    unmet = crossing.crossed(cell, Edit(), ROW, states, nowhere, stranger)
     assert np.isnan([row["target_on"] for row in unmet]).all()
+    everything = dict.fromkeys(nowhere, np.inf)
+    held_out = replace(stranger, row=stranger.row | {"split": "dev"})
+    assert not np.isnan([row["target_on"] for row in crossing.crossed(cell, Edit(), ROW, states, everything, held_out)]).any()
 
 
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:  # noqa: F811

@@ -1,9 +1,9 @@
 """What a cell's edits do beyond their own probes: all that sequences of edits need besides the traces.
 
 Behind a codebook a query goes to its nearest key among the edits made so far, so it can meet another edit's transformation.
-Every probe's distance to every key is kept, and its outcome under each edit that it can meet: one whose farthest sample, times
-`SPARE`, is not nearer than the probe by some span and distance. Radii, orders and lengths of sequences are then arithmetic
-(`stages.sequence`).
+Every probe's distance to every key is kept, and its outcome under each edit that it can meet by some span and distance: one
+whose key is nearer than that of the probe's own edit, and within `SPARE` times its farthest sample, or one of the same target,
+which may be taken in by an earlier entry. Radii, orders and lengths of sequences are then arithmetic (`stages.sequence`).
 
 Where all edits share one set of weights (FT, and BalancEdit as its released code has it), each goes on from the one before. Such
 sequences are played: at some points, every edit made so far is tested.
@@ -25,7 +25,8 @@ from stages.editing.trace import Probe, States, select, trace_edit
 from stages.params import derive_seed
 from stages.settings import Sequence as Settings
 
-SPARE = 1.5  # an entry that takes in an edit of the same target widens
+SPARE = 2.0  # an entry that takes in an edit of the same target widens
+ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
 KEPT = ("target_on", "same_on", "tf_on")
 Traced = dict[str, Any]
 
@@ -52,7 +53,8 @@ class Asked:
 def few(row: Mapping[str, Any], probes: Sequence[Probe], states: States, count: int) -> Asked:
     """The first `count` probes of each kind."""
     kinds = [probe.kind for probe in probes]
-    kept = [i for i, probe in enumerate(probes) if not probe.is_sample and kinds[:i].count(probe.kind) < count]
+    asked = [not probe.is_sample and probe.kind not in ASIDE for probe in probes]
+    kept = [i for i, probe in enumerate(probes) if asked[i] and kinds[:i].count(probe.kind) < count]
     return Asked(row, list(range(len(probes))), probes, states).some(kept)
 
 
@@ -74,8 +76,7 @@ def crossings(cell: Cell, hyper: Mapping[str, Any], asked: Sequence[Asked], reco
             states = cell.states(row)
             edit = cell.made(make, hyper, row, cell.seeds[0])
             far = reach(cell.queries[row["edit_id"]], states)
-            key = {span: vectors[0] for span, vectors in states.phi.items()}
-            records[name] = [{"entry": row["edit_id"]} | one for a in asked for one in crossed(cell, edit, key, far, a)]
+            records[name] = [{"entry": row["edit_id"]} | one for a in asked for one in crossed(cell, edit, row, states, far, a)]
         found += records[name]
     return found
 
@@ -97,10 +98,15 @@ def reach(probes: Sequence[Probe], states: States) -> dict[str, float]:
     return {name: float(np.nan_to_num(values, nan=-np.inf).max(initial=-np.inf)) for name, values in found.items()}
 
 
-def crossed(cell: Cell, edit: Edit, key: Mapping[str, torch.Tensor], far: Mapping[str, float], asked: Asked) -> list[Traced]:
-    """One row a probe of an edit: its distances to a key, and its outcomes, NaN where it cannot meet what is behind it."""
-    apart = distances(asked.states.phi, key)
-    met = np.flatnonzero(np.any([values <= SPARE * far[name] for name, values in apart.items()], axis=0)).tolist()
+def crossed(
+    cell: Cell, edit: Edit, row: Mapping[str, Any], states: States, far: Mapping[str, float], asked: Asked
+) -> list[Traced]:
+    """One row a probe of an edit: its distances to the key of `row`'s edit, and its outcomes, NaN where it cannot meet it."""
+    apart = distances(asked.states.phi, {span: vectors[0] for span, vectors in states.phi.items()})
+    own = distances(asked.states.phi, {span: vectors[0] for span, vectors in asked.states.phi.items()})
+    held_out = asked.row["split"] != "test"
+    nearer = [(apart[name] <= SPARE * far[name]) & (held_out | (apart[name] <= own[name])) for name in apart]
+    met = np.flatnonzero(np.any(nearer, axis=0) | (not held_out and asked.row["target"] == row["target"])).tolist()
     rows = [
         known | {name: float(values[i]) for name, values in apart.items()} | dict.fromkeys(KEPT, float("nan"))
         for i, known in enumerate(asked.known())
