@@ -19,7 +19,7 @@ def test_its_tables_are_the_pipelines() -> None:
 
 def test_the_accuracies_are_the_model_cards() -> None:
     cards = re.findall(r"<!-- card: (\S+) -->\n(.*?)<!-- /card -->", README, re.S)
-    assert len(cards) == 2
+    assert cards
     for name, shown in cards:
         assert shown.strip() in (ROOT / name).read_text()
 

@@ -40,6 +40,8 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
                     handles += ax.plot(middle.index, middle, color=COLOURS[style], marker=MARKERS[style], linestyle=dashed)
                     ax.fill_between(middle.index, low, high, color=COLOURS[style], alpha=0.15, linewidth=0)
                 ax.set_xscale("log")
+                ax.set_xticks(made := sorted(set(block["made"])), list(map(str, made)))
+                ax.minorticks_off()
                 ax.set_ylim(-3, 105)
                 ax.set_title(SHOWN[metric], loc="left")
             row[0].set_ylabel(f"{dataset}, {backbone}\nscore (%)")
@@ -64,7 +66,7 @@ def last(table: pd.DataFrame, protocol: str) -> Table:
         for method, memory in dict.fromkeys(zip(block["method"], block["memory"], strict=True)):
             at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": most}
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
-            sizes = [_spread(select(kept, metric=name, **at)["value"], "g") for name in ("entries", "shrunk")]
+            sizes = [_spread(select(kept, metric=name, **at)["value"], ".3g") for name in ("entries", "shrunk")]
             rows.append([*map(Cell, [*place, label(method, memory)]), *entries, *sizes])
     made = count(table.groupby(["dataset", "backbone"])["made"].max()).removeprefix("n = ")
     caption = (
