@@ -148,10 +148,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Edits:
-    """How many edits of each dataset are made, at most: the first of each split."""
+    """How many edits of each dataset are made, and of its train edits learnt from, at most: the first of each split."""
 
     test: int = entry(count(1))
     dev: int = entry(count(0))
+    train: int = entry(count(0))
 
 
 @dataclass(frozen=True)

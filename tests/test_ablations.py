@@ -62,6 +62,23 @@ def test_every_anchor_and_span_is_tried(cell: sweeps.Cell) -> None:
     assert at(sweeps.anchors(cell), negative="black", **WHERE) == at(cell.scored(), **WHERE)
 
 
+def test_the_same_edits_behind_other_routers(cell: sweeps.Cell) -> None:
+    ours = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
+    table = sweeps.routers(cell, ours)
+    assert set(table["router"]) == {
+        "own", "oracle", "always", "never", "balanced", "matched", "grace_matched", "grace_1", "grace_5",
+    }  # fmt: skip
+    reached = WHERE | {"metric": "text_generality"}
+    assert [at(table, router=r, **reached) for r in ("oracle", "always", "never")] == [1, 1, 0]
+    assert [at(table, router=r, **WHERE) for r in ("oracle", "always", "never")] == [1, 0, 1]
+    assert at(table, router="own", **WHERE) == at(cell.scored(), **WHERE)
+    tuned = cell.scored(radius=replace(RADIUS, alpha=settled(ours, cell.trace).radius.alpha))
+    assert at(table, router="balanced", **WHERE) == at(tuned, **WHERE)
+    wide = cell.scored(key=sweeps.GRACE_KEY, radius=replace(RADIUS, strategy="constant", epsilon=5.0))
+    assert at(table, router="grace_5", **WHERE) == at(wide, **WHERE)
+    assert set(sweeps.routers(replace(cell, method=replace(METHOD, router="always")), ours)["router"]) == {"own", *sweeps.FORCED}
+
+
 def test_areas_by_hand(cell: sweeps.Cell) -> None:
     table = sweeps.areas(cell).set_index(["distance", "span", "kind"])["auc"]
     assert table["euclidean", "prompt", "near_image"] > 0.5

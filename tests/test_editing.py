@@ -95,7 +95,8 @@ def test_no_edit_changes_nothing(backbone, probes, states) -> None:
 
 
 def test_distances_by_hand() -> None:
-    found = trace.distances_to_key({"prompt": torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [-4.0, 3.0]])})
+    phi = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [-4.0, 3.0]])
+    found = trace.distances_to_key({"prompt": phi}, {"prompt": phi[0]})
     assert found["euclidean_prompt"].tolist() == pytest.approx([0, 0, 5, 50**0.5])
     assert found["cosine_prompt"].tolist() == pytest.approx([0, 0, 1, 1], abs=1e-6)
 

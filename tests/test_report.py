@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from stages.params import UserError
-from stages.report import claims, datasets, execute, figures, html, index, names, sequences, sweeps, tables
+from stages.report import canvas, claims, datasets, execute, figures, html, index, names, sequences, sweeps, tables
 from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,15 @@ METHODS = ["base", "ft", "grace", "balancedit"]
 COLOURS = dict(zip(names.VENDORS, ("red", "blue", "green", "grey", "pink", "teal", "gold"), strict=True))
 PLACE = {"dataset": "okedit", "backbone": "llava-smollm2"}
 SCORE = {"mean": 0.5, "low": 0.4, "high": 0.625, "n": 6}
+
+
+def test_every_method_has_a_look_of_its_own() -> None:
+    numbers = canvas.styles([*names.METHODS, "mine", "yours"])
+    looks = [canvas.look_of(number) for number in numbers.values()]
+    assert len(numbers) == len(names.METHODS) + 2
+    for two in ((0, 1), (0, 2)):  # in bars: colour and hatch; in lines and points: colour and marker
+        assert len({tuple(look[i] for i in two) for look in looks}) == len(looks)
+    assert [m for m, n in numbers.items() if canvas.look_of(n)[0] == canvas.COLOURS[-1]] == ["base"]
 
 
 def png(colour: str) -> bytes:
@@ -117,6 +126,7 @@ def ablations() -> dict[str, list[dict]]:
         ],
         "anchors": grid(**head, negative=list(names.NEGATIVES), **where, **tail),
         "spans": grid(**head, distance=["euclidean"], span=list(names.SPANS), **tail),
+        "routers": grid(method=METHODS[1:], router=list(names.ROUTERS), split=["dev", "test"], **tail),
         "roc": [row | {"auc": 0.75} for row in roc],
         "frontier": [
             PLACE | {"method": m, "alpha": a, "protocol": p, "generality": 0.9 - (a or 0) / 2, "locality": 0.4}

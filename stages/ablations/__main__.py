@@ -1,4 +1,5 @@
-"""All ablations over the radius, from the traces of every BalancEdit cell: reports/ablations/*.csv and summary.json.
+"""All ablations over the radius, from the traces of every BalancEdit cell, and every method's edits behind other routers:
+reports/ablations/*.csv and summary.json.
 
 python -m stages.ablations
 """
@@ -23,6 +24,7 @@ COLUMNS = {
     "strategies": ["split", "strategy", "epsilon", *TAIL],
     "anchors": ["split", "negative", *TAIL],
     "spans": ["split", "span", *TAIL],
+    "routers": ["split", "router", *TAIL],
     "roc": ["distance", "span", "kind", "auc", "n"],
     "frontier": ["alpha", "protocol", "generality", "locality"],
 }
@@ -63,6 +65,10 @@ def main() -> None:
         tables["frontier"].append(sweeps.frontier(points).assign(dataset=dataset, backbone=backbone))
         best = sweeps.best_alpha(sweep, cell.method.radius)
         summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
+    edited = [m.name for m in params.methods.values() if m.router != "never"]
+    for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.backbones, edited):
+        routed = sweeps.routers(open_cell(params, dataset, backbone, method), params.method(ours))
+        tables["routers"].append(routed.assign(dataset=dataset, backbone=backbone, method=method))
     for name, columns in COLUMNS.items():
         write_csv(OUT / f"{name}.csv", pd.concat(tables[name])[["dataset", "backbone", "method", *columns]])
     with write_atomically(OUT / "summary.json") as temporary:

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from stages.metrics.tuning import ALPHAS
+from stages.metrics.tuning import ALPHAS, settled
 from stages.scoring import routing, scores
 from stages.settings import DISTANCES, NEGATIVES, SPANS, Key, Method, Radius
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the samples' distances: where constant radii are tried
+FORCED = ("oracle", "always", "never")
+GRACE_KEY, GRACE_RADII = Key("last"), (1.0, 5.0)  # Hartvigsen et al., NeurIPS 2023
 TRADE_OFF = (*scores.GENERALITY, *scores.LOCALITY, "locality", "hm")
 
 
@@ -24,9 +26,9 @@ class Cell:
     draws: dict[str, np.ndarray]  # split → [resamples, edits]
     level: float
 
-    def scored(self, key: Key | None = None, radius: Radius | None = None) -> pd.DataFrame:
-        """split, protocol, metric, mean, low, high, n under another key or radius."""
-        method = replace(self.method, key=key or self.method.key, radius=radius or self.method.radius)
+    def scored(self, **changes: Key | Radius | str) -> pd.DataFrame:
+        """split, protocol, metric, mean, low, high, n under another `key`, `radius` or `router`."""
+        method = replace(self.method, **changes)
         routed = routing.route(self.trace, routing.routed_on(self.trace, method))
         tables = []
         for split, draws in self.draws.items():
@@ -69,6 +71,23 @@ def anchors(cell: Cell) -> pd.DataFrame:
 def spans(cell: Cell) -> pd.DataFrame:
     """Each key span in turn, at the configured α; `teacher_forced` is the leak of the authors' released code."""
     return pd.concat(cell.scored(key=Key(span)).assign(span=span) for span in SPANS)
+
+
+def routers(cell: Cell, ours: Method) -> pd.DataFrame:
+    """Router and writer apart: the same edits as configured (`own`), forced on (`always`) and off (`never`), and answering
+    exactly where they should (`oracle`). A codebook method's also behind `ours`, BalancEdit's key and radius with α chosen anew,
+    behind its key with one radius for all, as wide on average (`matched`), and behind GRACE's key with the same
+    (`grace_matched`) or with its constants (`grace_<ε>`).
+    """
+    tried = {"own": {}, **{router: {"router": router} for router in FORCED}}
+    if cell.method.router == "codebook":
+        behind = {"balanced": (ours.key, ours.radius), "matched": (ours.key, replace(ours.radius, strategy="mean"))}
+        behind["grace_matched"] = (GRACE_KEY, replace(ours.radius, strategy="mean"))
+        behind |= {f"grace_{e:g}": (GRACE_KEY, replace(ours.radius, strategy="constant", epsilon=e)) for e in GRACE_RADII}
+        for name, (key, radius) in behind.items():
+            chosen = settled(replace(cell.method, key=key, radius=radius), cell.trace)
+            tried[name] = {"key": key, "radius": chosen.radius}
+    return pd.concat(cell.scored(**changes).assign(router=name) for name, changes in tried.items())
 
 
 def areas(cell: Cell) -> pd.DataFrame:

@@ -39,15 +39,17 @@ def edit(params: Params, cell: Cell) -> None:
     before = fingerprint(cell.backbone)
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
-        traced = cell.trace(hyper, cell.rows, cell.seeds, records)
+        routed, goes_on = cell.method.router == "codebook", hasattr(cell.editor, "goes_on") and cell.editor.goes_on(hyper)
+        # dev edits choose α and are held out in sequences; other methods have no use for them once settings are chosen
+        rows = cell.rows if routed or goes_on else [row for row in cell.rows if row["split"] == "test"]
+        traced = cell.trace(hyper, rows, cell.seeds, records)
         after = fingerprint(cell.backbone)
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
-        asked = crossing.asked_of(cell, params.sequence.probes)
-        met = crossing.crossings(cell, hyper, asked, records) if cell.method.router == "codebook" else []
+        asked = crossing.asked_of(cell, params.sequence.probes) if routed or goes_on else []
+        met = crossing.crossings(cell, hyper, asked, records) if routed else []
         seed = derive_seed(params.seed, "sequence", cell.dataset)
-        goes_on = hasattr(cell.editor, "goes_on") and cell.editor.goes_on(hyper)
         played = crossing.played(cell, hyper, asked, params.sequence, seed, records) if goes_on else []
         path = Path("data/traces") / f"{cell.name}.parquet"
         write_table(path, [row | said for row in traced])
@@ -55,7 +57,7 @@ def edit(params: Params, cell: Cell) -> None:
             write_table(Path("data/sequences") / cell.name / f"{name}.parquet", rows)
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
-    print(f"[edits] {cell.name}: {len(cell.rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")
+    print(f"[edits] {cell.name}: {len(rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")
 
 
 def tune(params: Params, cells: Sequence[Sequence[str]]) -> None:

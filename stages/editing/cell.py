@@ -60,7 +60,7 @@ class Cell:
         images = read_images(folder / "images.parquet", sampled / "images.parquet")
         samples = pq.read_table(sampled / "samples.parquet").to_pylist()
         queries = {row["edit_id"]: probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
-        learnt = read_edits(folder, ("train",)) if hasattr(editor, "fit") else []
+        learnt = read_edits(folder, ("train",))[: params.edits.train] if hasattr(editor, "fit") else []
         training = {row["edit_id"]: training_probes(row) for row in learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
@@ -118,7 +118,7 @@ class Cell:
         if not hasattr(self.editor, "fit"):
             return self.editor.edit
         if not self.examples:
-            raise UserError(f"{self.editor.__name__}: no train edits; allowed: a dataset with `train` of at least 1")
+            raise UserError(f"{self.editor.__name__}: no train edits; allowed: a dataset and `edits` with `train` of at least 1")
         made_from = json.dumps([self.code, self.digests])
         try:
             state = fitted(self.editor, self.backbone, self.examples, settings, made_from, FITS)

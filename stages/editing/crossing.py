@@ -2,30 +2,29 @@
 
 Behind a codebook a query goes to its nearest key among the edits made so far, so it can meet another edit's transformation.
 Every probe's distance to every key is kept, and its outcome under each edit that it can meet by some span and distance: one
-whose key is nearer than that of the probe's own edit, and within `SPARE` times its farthest sample, or one of the same target,
-which may be taken in by an earlier entry. Radii, orders and lengths of sequences are then arithmetic (`stages.sequence`).
+whose key is nearer than that of the probe's own edit, and which reaches as far, or one of the same target, which may be taken in
+by an earlier entry. Radii, orders and lengths of sequences are then arithmetic (`stages.sequence`).
 
 Where all edits share one set of weights (FT, and BalancEdit as its released code has it), each goes on from the one before. Such
 sequences are played: at some points, every edit made so far is tested.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit
 from stages.editing.partial import Partial
-from stages.editing.trace import Probe, States, select, trace_edit
+from stages.editing.trace import Probe, States, distances_to_key, select, trace_edit
 from stages.params import derive_seed
 from stages.settings import Sequence as Settings
 
-SPARE = 2.0  # an entry that takes in an edit of the same target widens
+SPARE = 2.0  # an entry that can take in an edit of the same target may widen so many times
 ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
 KEPT = ("target_on", "same_on", "tf_on")
 Traced = dict[str, Any]
@@ -70,42 +69,33 @@ def asked_of(cell: Cell, count: int) -> list[Asked]:
 def crossings(cell: Cell, hyper: Mapping[str, Any], asked: Sequence[Asked], records: Partial) -> list[Traced]:
     """One row a test edit, called `entry`, and a probe of any edit."""
     make, found = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")}), []
-    for row in tqdm([one.row for one in asked if one.row["split"] == "test"], desc=f"{cell.name}, crossings"):
+    test = [one.row for one in asked if one.row["split"] == "test"]
+    shared = Counter(row["target"] for row in test)
+    for row in tqdm(test, desc=f"{cell.name}, crossings"):
         name = f"crossed-{row['edit_id']}"
         if name not in records:
             states = cell.states(row)
             edit = cell.made(make, hyper, row, cell.seeds[0])
-            far = reach(cell.queries[row["edit_id"]], states)
+            far = reach(cell.queries[row["edit_id"]], states, SPARE if shared[row["target"]] > 1 else 1.0)
             records[name] = [{"entry": row["edit_id"]} | one for a in asked for one in crossed(cell, edit, row, states, far, a)]
         found += records[name]
     return found
 
 
-def distances(phi: Mapping[str, torch.Tensor], key: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """`euclidean_<span>` and `cosine_<span>` [queries]: distance of φ [queries, D] to a key [D], span by span."""
-    found = {}
-    for span, vectors in phi.items():
-        found[f"euclidean_{span}"] = (vectors - key[span]).norm(dim=1).numpy()
-        found[f"cosine_{span}"] = (1 - F.cosine_similarity(vectors, key[span][None])).clamp(min=0).numpy()
-    return found
-
-
-def reach(probes: Sequence[Probe], states: States) -> dict[str, float]:
-    """The farthest sample of an edit, by distance and span; -inf where none has the span."""
+def reach(probes: Sequence[Probe], states: States, spare: float) -> dict[str, float]:
+    """How far an edit can answer, by distance and span: `spare` times as far as its farthest sample; -inf without the span."""
     samples = [i for i, probe in enumerate(probes) if probe.is_sample]
-    key = {span: vectors[0] for span, vectors in states.phi.items()}
-    found = distances({span: vectors[samples] for span, vectors in states.phi.items()}, key)
-    return {name: float(np.nan_to_num(values, nan=-np.inf).max(initial=-np.inf)) for name, values in found.items()}
+    found = distances_to_key({span: vectors[samples] for span, vectors in states.phi.items()}, states.key)
+    return {name: spare * float(np.nan_to_num(values, nan=-np.inf).max(initial=-np.inf)) for name, values in found.items()}
 
 
 def crossed(
     cell: Cell, edit: Edit, row: Mapping[str, Any], states: States, far: Mapping[str, float], asked: Asked
 ) -> list[Traced]:
     """One row a probe of an edit: its distances to the key of `row`'s edit, and its outcomes, NaN where it cannot meet it."""
-    apart = distances(asked.states.phi, {span: vectors[0] for span, vectors in states.phi.items()})
-    own = distances(asked.states.phi, {span: vectors[0] for span, vectors in asked.states.phi.items()})
+    apart, own = (distances_to_key(asked.states.phi, key) for key in (states.key, asked.states.key))
     held_out = asked.row["split"] != "test"
-    nearer = [(apart[name] <= SPARE * far[name]) & (held_out | (apart[name] <= own[name])) for name in apart]
+    nearer = [(apart[name] <= far[name]) & (held_out | (apart[name] <= own[name])) for name in apart]
     met = np.flatnonzero(np.any(nearer, axis=0) | (not held_out and asked.row["target"] == row["target"])).tolist()
     rows = [
         known | {name: float(values[i]) for name, values in apart.items()} | dict.fromkeys(KEPT, float("nan"))

@@ -84,12 +84,17 @@ class States:
     hidden: torch.Tensor  # [N, P, D]
     mask: torch.Tensor  # [N, P]
     positions: torch.Tensor  # [..., N, P]
-    phi: dict[str, torch.Tensor]  # span → [queries, D], NaN where the span does not exist
+    phi: dict[str, torch.Tensor]  # span → [queries, D], NaN where the span does not exist; the edit's own is the first
     answers: list[str]  # N greedy answers of the unedited model
     target: Candidates  # what the edit wants: the target, for hops their answer after the edit
     same: Candidates  # the unedited model's own greedy answer
     truth: Candidates  # the true answer, where there is none the unedited model's own
     top: torch.Tensor  # [N, A, 10]: of the unedited model over `truth`
+
+    @property
+    def key(self) -> dict[str, torch.Tensor]:
+        """span → φ [D] of the first query: the key of the edit that it asks for."""
+        return {span: vectors[0] for span, vectors in self.phi.items()}
 
 
 def select(states: States, rows: Sequence[int]) -> States:
@@ -290,7 +295,7 @@ def trace_edit(
     overlap = (top[..., :, None] == states.top[..., None, :]).any(-1).float().mean(-1)
     counted = states.truth.real.float()
     top10 = ((overlap * counted).sum(1) / counted.sum(1)).numpy()
-    distances = distances_to_key(states.phi)
+    distances = distances_to_key(states.phi, states.key)
     rows = []
     for i, probe in enumerate(probes):
         wants = probe.must_change
@@ -319,12 +324,12 @@ def trace_edit(
     return rows
 
 
-def distances_to_key(phi: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """`euclidean_<span>` and `cosine_<span>` [queries]: distance of every query's φ to the edit's, which is the first."""
+def distances_to_key(phi: Mapping[str, torch.Tensor], key: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """`euclidean_<span>` and `cosine_<span>` [queries]: distance of every query's φ [queries, D] to a key [D], span by span."""
     result = {}
     for span, vectors in phi.items():
-        result[f"euclidean_{span}"] = (vectors - vectors[:1]).norm(dim=1).numpy()
-        result[f"cosine_{span}"] = (1 - F.cosine_similarity(vectors, vectors[:1])).clamp(min=0).numpy()
+        result[f"euclidean_{span}"] = (vectors - key[span]).norm(dim=1).numpy()
+        result[f"cosine_{span}"] = (1 - F.cosine_similarity(vectors, key[span][None])).clamp(min=0).numpy()
     return result
 
 

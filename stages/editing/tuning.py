@@ -70,8 +70,9 @@ def read(path: Path) -> pd.DataFrame:
 
 def made_from(cell: Cell) -> str:
     """A digest of what a choice depends on, but for the code."""
-    dev = [row for row in cell.rows if row["split"] == "dev"]
-    text = json.dumps([cell.backbone.fingerprint, cell.method.editor, cell.method.router, cell.grid, dev, cell.seeds[:1]])
+    dev, learnt = [row for row in cell.rows if row["split"] == "dev"], [example.row for example in cell.examples]
+    method = [cell.method.editor, cell.method.router, cell.grid]
+    text = json.dumps([cell.backbone.fingerprint, *method, dev, learnt, cell.seeds[:1]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

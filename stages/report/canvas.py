@@ -91,12 +91,12 @@ def bars(
     for i, key in enumerate(series):
         found = table[table[by] == key].set_index(group)[["mean", "low", "high"]].reindex(list(groups)) * 100
         at = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
-        style = styles[key] % 8
-        look = {"color": COLOURS[style], "hatch": HATCHES[style], "edgecolor": "black", "linewidth": 0.4}
+        colour, hatch, _ = look_of(styles[key])
+        look = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.4}
         axes.bar(at, found["mean"], width, **look)
         reach = np.nan_to_num([found["mean"] - found["low"], found["high"] - found["mean"]]).clip(0)
         axes.errorbar(at, found["mean"], reach, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.2)
-        handles.append(patch(look["color"], look["hatch"]))
+        handles.append(patch(colour, hatch))
     axes.set_xticks(range(len(groups)), list(groups.values()))
     axes.set_ylim(0, 105)
     axes.set_axisbelow(True)
@@ -105,10 +105,16 @@ def bars(
 
 
 def styles(values: Sequence[str]) -> dict[str, int]:
-    """Which colour, hatch and marker each method has: the same in every figure; the unedited model is grey."""
+    """The number of each method's look, the same in every figure; the unedited model alone is grey."""
     others = [v for v in values if v not in names.METHODS]
     edited = ["balancedit", *(m for m in names.METHODS if m not in ("balancedit", "base")), *others]
-    return {v: i if i < 7 else i + 1 for i, v in enumerate(edited)} | {"base": 7}
+    return {v: i + i // (len(COLOURS) - 1) for i, v in enumerate(edited)} | {"base": len(COLOURS) - 1}
+
+
+def look_of(number: int) -> tuple[str, str, str]:
+    """Colour, hatch and marker; where the colours begin again, the others are shifted, so that no two looks are the same."""
+    turn, place = divmod(number, len(COLOURS))
+    return COLOURS[place], HATCHES[(place + turn) % len(HATCHES)], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def labelled(order: dict[str, str], values: Sequence[str]) -> dict[str, str]:

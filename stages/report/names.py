@@ -40,6 +40,11 @@ SPANS = {
     "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
     "teacher_forced": "with the answer (leak)",
 }  # fmt: skip
+ROUTERS = {
+    "own": "as configured", "balanced": "BalancEdit's key and radius", "matched": "BalancEdit's key, one radius as wide",
+    "grace_matched": "GRACE's key, one radius as wide", "grace_1": "GRACE's key, ε = 1", "grace_5": "GRACE's key, ε = 5",
+    "oracle": "exactly where it should", "always": "everywhere", "never": "nowhere",
+}  # fmt: skip
 SPLITS = {"train": "train", "dev": "dev", "test": "test"}
 TASKS = {"naming": "Naming", "facts": "Facts", "text_only": "Open questions"}
 VENDORS = {
@@ -89,8 +94,8 @@ REPORTS = {
     ),
     "ablations": Report(
         "Ablations",
-        "The radius: its weight α, strategies, anchors and spans, and how generality trades for locality.",
-        ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc"),
+        "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, and other routers.",
+        ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc", "routers"),
     ),
     "sequences": Report(
         "Sequences", "Many edits of one model, one after the other: what is left of each.",

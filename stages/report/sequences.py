@@ -4,7 +4,7 @@ import matplotlib
 import pandas as pd
 
 from stages.report import names
-from stages.report.canvas import COLOURS, MARKERS, PAGE, STYLE, Drawing, legend, panels, styles
+from stages.report.canvas import PAGE, STYLE, Drawing, legend, look_of, panels, styles
 from stages.report.markup import Cell, Table
 from stages.report.names import cells, count, need, ordered, select, where
 
@@ -35,10 +35,10 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
                 for method, memory in kinds:
                     points = select(block, metric=metric, method=method, memory=memory).groupby("made")["value"]
                     middle, low, high = 100 * points.mean(), 100 * points.min(), 100 * points.max()
-                    style = look[method] % 8
+                    colour, _, marker = look_of(look[method])
                     dashed = "--" if memory == "released code" else "-"
-                    handles += ax.plot(middle.index, middle, color=COLOURS[style], marker=MARKERS[style], linestyle=dashed)
-                    ax.fill_between(middle.index, low, high, color=COLOURS[style], alpha=0.15, linewidth=0)
+                    handles += ax.plot(middle.index, middle, color=colour, marker=marker, linestyle=dashed)
+                    ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
                 ax.set_xscale("log")
                 ax.set_xticks(made := sorted(set(block["made"])), list(map(str, made)))
                 ax.minorticks_off()

@@ -14,6 +14,7 @@ from stages.report.canvas import (
     Drawing,
     bars,
     legend,
+    look_of,
     panels,
     styles,
 )
@@ -87,15 +88,16 @@ def frontier(table: pd.DataFrame, edits: pd.Series) -> Drawing:
     return Drawing(figure, caption)
 
 
-def _point(index: int) -> Line2D:
-    look = {"marker": MARKERS[index % 8], "markerfacecolor": COLOURS[index % 8], "markeredgecolor": "black"}
+def _point(number: int) -> Line2D:
+    colour, _, marker = look_of(number)
+    look = {"marker": marker, "markerfacecolor": colour, "markeredgecolor": "black"}
     return Line2D([], [], linestyle="", markeredgewidth=0.5, markersize=6, **look)
 
 
 def _frontier_panel(ax: matplotlib.axes.Axes, block: pd.DataFrame, look: dict[str, int]) -> None:
     for method in ordered(names.METHODS, block["method"]):
         own = block[block["method"] == method]
-        colour, marker = COLOURS[look[method] % 8], MARKERS[look[method] % 8]
+        colour, _, marker = look_of(look[method])
         curve, point = own[own["alpha"].notna()].sort_values("alpha"), own[own["alpha"].isna()]
         ax.plot(100 * curve["locality"], 100 * curve["generality"], color=colour, marker=".", markersize=3)
         for _, end in curve[curve["alpha"].isin([curve["alpha"].min(), curve["alpha"].max()])].iterrows():

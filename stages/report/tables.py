@@ -255,6 +255,26 @@ def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: 
     return Table(header, rows, caption, labels=4)
 
 
+def routers(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """Every method's edits behind each router: one row a method and router."""
+    table = need(select(table, protocol=protocol, split="test"), protocol)
+    shown = ordered(names.TRADE_OFF, table[table["metric"].isin(names.TRADE_OFF)]["metric"])
+    rows = []
+    for place, block in cells(table):
+        for method in ordered(names.METHODS, block["method"]):
+            for router in ordered(names.ROUTERS, select(block, method=method)["router"]):
+                found = select(block, method=method, router=router).set_index("metric")
+                label = [*place, names.METHODS.get(method, method), names.ROUTERS.get(router, router)]
+                rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
+    caption = (
+        f"The same edits behind other routers ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per "
+        f"cent and {percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits."
+    )
+    return Table(
+        ["Dataset", "Backbone", "Edits of", "They answer", *(names.TRADE_OFF[m] for m in shown)], rows, caption, labels=4
+    )
+
+
 def variant_labels(table: pd.DataFrame, column: str, variants: dict[str, str]) -> pd.Series:
     """The name of each row's variant; a constant radius also says which."""
     labels = table[column].map(lambda v: variants.get(v, v))
