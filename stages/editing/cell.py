@@ -91,11 +91,15 @@ class Cell:
         """What the trunk says of an edit's probes, from the cache or computed."""
         return _states(self.backbone, self.digests, row, self.queries[row["edit_id"]])
 
+    def asking(self, count: int) -> "Cell":
+        """The same cell with the first `count` probes of each kind, and all samples."""
+        return replace(self, queries={edit: few(probes, count) for edit, probes in self.queries.items()})
+
     def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Partial) -> list[Traced]:
         """The trace's rows of some edits under the settings `hyper`, made where `records` does not have them."""
         setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
         for seed in seeds:
-            named = [(f"{setting}-{seed}-{row['edit_id']}", row) for row in rows]
+            named = [(f"{setting}-{seed}-{len(self.queries[row['edit_id']])}-{row['edit_id']}", row) for row in rows]
             make = None
             for name, row in tqdm(named, desc=f"{self.name}, seed {seed}"):
                 if name not in records:
@@ -126,6 +130,12 @@ class Cell:
             print(f"[edits] training diverged: {error}", file=sys.stderr)
             return lambda *_: Edit(loss=float("nan"), diverged=True)
         return partial(self.editor.edit, fitted=state)
+
+
+def few(probes: Sequence[Probe], count: int) -> list[Probe]:
+    """The first `count` probes of each kind, and all samples, which locate radii."""
+    kinds = [probe.kind for probe in probes]
+    return [probe for i, probe in enumerate(probes) if probe.is_sample or kinds[:i].count(probe.kind) < count]
 
 
 def label(hyper: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from stages.params import write_atomically
 from stages.scoring import routing, scores
 
 TABLE = Path("reports/tuning.csv")
+PROBES = 2  # of each kind, that a setting is judged on
 CELL = ["dataset", "backbone", "method"]
 COLUMNS = [*CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_from"]
 
@@ -36,14 +37,14 @@ def chosen(cell: Cell, records: Partial, path: Path = TABLE) -> Mapping[str, Any
 
 
 def tried(cell: Cell, records: Partial) -> pd.DataFrame:
-    """Every setting of the grid with its scores on dev edits, of the first seed. The chosen one has the highest HM; of equals
-    the highest mean of its parts, and then the first.
+    """Every setting of the grid with its scores on dev edits, of the first seed and on a few probes of each kind. The chosen one
+    has the highest HM; of equals the highest mean of its parts, and then the first.
     """
     dev = [row for row in cell.rows if row["split"] == "dev"]
     router = "oracle" if cell.method.router == "codebook" else cell.method.router
-    judged, found = replace(cell.method, router=router), []
+    judged, asked, found = replace(cell.method, router=router), cell.asking(PROBES), []
     for hyper in cell.grid:
-        trace = pd.DataFrame(cell.trace(hyper, dev, cell.seeds[:1], records))
+        trace = pd.DataFrame(asked.trace(hyper, dev, cell.seeds[:1], records))
         table = scores.per_edit(routing.route(trace, routing.routed_on(trace, judged)), "strict")
         found.append({"setting": label(hyper)} | scores.balance(table))
     table = pd.DataFrame(found).assign(**dict(zip(CELL, _at(cell), strict=True)), edits=len(dev), made_from=made_from(cell))
