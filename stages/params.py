@@ -31,6 +31,7 @@ from stages.settings import (
     Edits,
     Embedded,
     Key,
+    Layers,
     Method,
     Metrics,
     Radius,
@@ -40,6 +41,9 @@ from stages.settings import (
 )
 
 T = TypeVar("T")
+
+# MKL's reproducible mode: on one machine a product has the same digits on every run, however memory happens to be aligned.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 # What the system says when the fault is the user's disk or rights, not the program's.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -62,6 +66,7 @@ class Params:
     edits: Edits
     methods: Mapping[str, Method]
     sequence: Sequence
+    layers: Layers
     seeds: Mapping[str, int]
 
     def backbone(self, name: str) -> Backbone:
@@ -130,6 +135,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         edits=edits,
         methods=_axis("methods", raw, method),
         sequence=read_section(Sequence, "sequence", raw["sequence"], stages),
+        layers=read_section(Layers, "layers", raw["layers"], stages),
         seeds=_axis("seeds", raw, seed),
     )
 

@@ -165,6 +165,15 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """BalancEdit at other depths: the decoder layers, how many test edits, and how many probes of each kind."""
+
+    at: tuple[int, ...] = entry(counts(0))
+    test: int = entry(count(1))
+    probes: int = entry(count(1))
+
+
+@dataclass(frozen=True)
 class Method:
     """An editor, its router and the editor's own hyper-parameters.
 

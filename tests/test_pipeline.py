@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "sequence", "ablations", "claims",
-    "report",
+    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "sequence", "ablations", "layers",
+    "claims", "report",
 )  # fmt: skip
 GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")

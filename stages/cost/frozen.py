@@ -1,6 +1,5 @@
 """What the frozen trunk saves: the same optimisation through the whole model, and a trace beside one forward over its probes."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,19 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from stages.backbone.depth import seen_from
 from stages.backbone.vlm import Backbone, Query
 from stages.cost.clock import measure
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit, Request
 from stages.editing.trace import Probe, States, forced, outcomes, padded
-
-
-def seen_from(backbone: Backbone, layer: int, edited: int | None = None) -> Backbone:
-    """The same model with another edited layer; its trunk ends where `layer` begins."""
-    view = copy.copy(backbone)
-    view.layer = layer
-    view.edited = view.decoder.layers[layer if edited is None else edited].get_submodule(view.adapter.linear)
-    return view
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""The same edits at other depths of the model."""
