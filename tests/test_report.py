@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from stages.params import UserError
-from stages.report import canvas, claims, datasets, execute, figures, html, index, names, sequences, sweeps, tables
+from stages.report import canvas, claims, costs, datasets, execute, figures, html, index, names, sequences, sweeps, tables
 from stages.report.markup import Cell, Table
 
 ROOT = Path(__file__).parent.parent
@@ -229,10 +229,20 @@ def build(root: Path) -> None:
     ]  # fmt: skip
     left += [row | {"protocol": "none", "metric": "entries", "value": 6.0} for row in left if row["metric"] == "hm"]
     write(root / "reports/sequences.csv", [PLACE | row for row in left])
+    deep = grid(method=["balancedit"], layer=[4, 27], protocol=list(names.PROTOCOLS), metric=["reliability", *names.TRADE_OFF])
+    write(root / "reports/layers.csv", [row | {"alpha": 0.15, "inverted": 0.25} for row in deep])
+    write(root / "reports/cost.csv", [PLACE | row for row in costs_of("balancedit")])
     (root / "reports/claims.json").write_text(json.dumps(CLAIMED))
     for name, rows in ablations().items():
         write(root / f"reports/ablations/{name}.csv", rows)
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
+
+
+def costs_of(method: str) -> list[dict]:
+    """A cost of every kind, the routed ones for two sizes of codebook."""
+    said = {"method": method, "value": 1234.5, "low": 1000.0, "high": 2000.0, "n": 5}
+    found = [said | {"cost": cost, "entries": np.nan} for cost in costs.SPENT]
+    return found + [said | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
 
 
 CLAIMED = [
@@ -300,6 +310,15 @@ def test_only_google_and_twitter_art_is_shown(studied):
             shown = base64.b64encode(png(colour)).decode() in page
             assert shown == (vendor in names.SHOWN_VENDORS), (name, vendor)
     assert "picture not shown" in (studied / "reports/okedit.html").read_text(encoding="utf-8")
+
+
+def test_costs_by_hand() -> None:
+    table = pd.DataFrame([PLACE | row for row in costs_of("ft")])
+    table.loc[table["cost"] == "edit_seconds", ["value", "low", "high"]] = [0.125, 0.125, 0.125]
+    spent, routed = costs.spent(table), costs.routed(table)
+    assert [cell.text for cell in spent.rows[0][:6]] == ["okedit", "llava-smollm2", "FT", "1.23e+03", "0.125", "1,234"]
+    assert spent.rows[0][4].interval == "" and spent.rows[0][5].interval == "[1,000, 2,000]"
+    assert [row[3].text for row in routed.rows] == ["1", "1,000"] and "5 rounds" in routed.caption
 
 
 def test_gallery_escapes_text_and_marks_outcomes(studied):

@@ -45,7 +45,7 @@ def main() -> None:
         at = dict(zip(COLUMNS, (*sys.argv[1:], method), strict=False))
         found += [at | one for one in costs(cell, hyper)]
     with write_atomically(REPORT) as temporary:
-        pd.DataFrame(found)[COLUMNS].to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        pd.DataFrame(found)[COLUMNS].to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
     print(pd.DataFrame(found)[COLUMNS].to_string(index=False))
     print(f"[cost] {len(found)} costs of {len(params.methods)} methods -> {REPORT}")
 

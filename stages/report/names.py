@@ -102,6 +102,10 @@ REPORTS = {
         "Sequences", "Many edits of one model, one after the other: what is left of each.",
         ("sequences_strict", "sequences_teacher_forced"), ("sequences_strict", "sequences_teacher_forced"),
     ),
+    "cost": Report(
+        "Costs", "Preparation, seconds and bytes an edit, and what a query pays for routing, on one machine.",
+        (), ("cost", "routing"),
+    ),
     "claims": Report(
         "Claims", "What the paper claims, what was measured, and whether the claim holds here.", (), ("claims",),
     ),
