@@ -63,7 +63,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_output_is_there(clone: Path) -> None:
     assert dvc(clone, "status").strip().endswith("up to date.")
-    for name in ("index", "backbone", "okedit", "edits", "metrics", "ablations", "sequences", "cost", "claims"):
+    for name in ("index", "backbone", "okedit", "samples", "edits", "metrics", "ablations", "sequences", "cost", "claims"):
         assert "<h1" in (clone / f"reports/{name}.html").read_text()
     assert (clone / "reports/figures/edit_example.png").stat().st_size > 10_000
 
@@ -101,7 +101,7 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
         "ablations",
         "sequences",
         "claims",
-        *(f"report-{n}" for n in ("metrics", "edits", "ablations", "sequences", "claims", "index")),
+        *(f"report-{n}" for n in ("metrics", "samples", "edits", "ablations", "sequences", "claims", "index")),
     }
     assert "metrics" in ran
     radii = pd.read_csv(clone / "reports/radii.csv")

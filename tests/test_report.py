@@ -183,6 +183,13 @@ def build(root: Path) -> None:
         for probe, kind in enumerate(KINDS)
     ]
     write(root / "data/metrics/outcomes.parquet", outcomes)
+    anchors = [("positive", 0.5), ("positive", 3.0), ("black", 1.0), ("nearest", 0.25)]
+    trace = [
+        {"seed": 0, "edit_id": e["edit_id"], "split": e["split"], "kind": f"sample_{k}", "question": "b?", "euclidean_prompt": d}
+        for e in edits
+        for k, d in anchors
+    ]
+    write(root / "data/traces/okedit-llava-smollm2-balancedit.parquet", trace)
     write(root / "reports/radii.csv", [radius_row(m, e) for m in ("grace", "balancedit") for e in edits])
     metrics = [f"{k}_unedited_right" for k in names.LOCALITY] + [f"{k}_unedited_wrong" for k in names.REACHED]
     metrics += dict.fromkeys([*names.MAIN, *names.KINDS])
@@ -319,6 +326,14 @@ def test_costs_by_hand() -> None:
     assert [cell.text for cell in spent.rows[0][:6]] == ["okedit", "llava-smollm2", "FT", "1.23e+03", "0.125", "1,234"]
     assert spent.rows[0][4].interval == "" and spent.rows[0][5].interval == "[1,000, 2,000]"
     assert [row[3].text for row in routed.rows] == ["1", "1,000"] and "5 rounds" in routed.caption
+
+
+def test_samples_by_hand(studied) -> None:
+    table = (studied / "reports/tables/samples.md").read_text()
+    lines = [line.split(" | ")[2:] for line in table.splitlines() if "okedit" in line and line.startswith("|")]
+    assert [line[0] for line in lines] == ["rephrased question", "black", "nearest picture"]
+    assert [line[1] for line in lines] == ["2", "1", "1"] and [line[3].strip(" |") for line in lines] == ["–", "0 %", "100 %"]
+    assert "n = 5 test edits" in table
 
 
 def test_gallery_escapes_text_and_marks_outcomes(studied):

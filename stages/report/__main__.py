@@ -23,6 +23,7 @@ def settings(params: Params, method: str) -> dict[str, object]:
         "datasets": list(params.datasets),
         "dataset": next(iter(params.datasets)),
         "backbone": next(iter(params.backbones)),
+        "backbones": list(params.backbones),
         "distance": chosen.radius.distance,
         "span": chosen.key.span,
         "level": params.metrics.level,

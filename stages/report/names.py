@@ -81,6 +81,10 @@ REPORTS = {
         ("okedit_relations",),
         ("okedit_relations", "okedit_probes", "okedit_phrasings", "okedit_rejected"),
     ),
+    "samples": Report(
+        "Samples", "The positive and negative samples that set each radius, and how far they lie from the key.",
+        ("samples",), ("samples",),
+    ),
     "edits": Report(
         "Edits", "Edits before and after: what the model answers to each kind of probe.",
         ("edit_example", "edits_outcomes"), ("edits_outcomes",),
