@@ -48,7 +48,7 @@ def distances(samples: pd.DataFrame, distance: str, span: str) -> Drawing:
         legend(figure, [patch(*_look(kind)) for kind in (POSITIVE, "black")], ["positive", "negative"])
     caption = (
         f"Distance of each sample to its edit's key ({where(samples)}; {distance}, span {span}). Boxes: quartiles; whiskers: "
-        f"5th to 95th percentile; {_edits(samples)} test edits. The balanced radius lies between a positive and a negative sample."
+        f"5th to 95th percentile; {_edits(samples)} test edits. The radius lies between a positive and a negative sample."
     )
     return Drawing(figure, caption)
 
