@@ -1,5 +1,5 @@
 """The whole chain in a temporary clone on a tiny configuration: real parts, real weights, one backbone, both embedded sets, two
-test edits and one dev edit of each, FT, GRACE and BalancEdit, which alone chooses its settings on dev."""
+test edits and one dev edit of each, FT and BalancEdit, which alone chooses its settings on dev."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipes = (clone / "recipes/datasets.yaml").read_text()
     corrections = recipes[recipes.index("evqa:") : recipes.index("\n\n", recipes.index("evqa:"))]
     params = params.replace("datasets:\n", "datasets:\n" + textwrap.indent(corrections, "  ") + "\n", 1)
-    others = r"(?m)^  # (FT-L|FT-V|LoRA|IKE|MEND|SERAC|WISE):.*\n  \w+:\n(    .*\n)+"
+    others = r"(?m)^  # (FT-L|FT-V|LoRA|IKE|MEND|SERAC|WISE|GRACE):.*\n  \w+:\n(    .*\n)+"
     params, found = re.subn(others, "", params)
-    assert found == 7
+    assert found == 8
     chosen = params.index("  balancedit:\n    editor")
     params = re.sub(r"\[([\d.e-]+)(, [\d.e-]+)+\]", r"\1", params[:chosen]) + params[chosen:]
     for key, value in TINY.items():
@@ -82,7 +82,7 @@ def test_settings_are_chosen_where_there_are_several(clone: Path) -> None:
     used = pd.read_csv(clone / "reports/settings.csv").set_index(["method", "dataset"])
     assert used["tried"].to_dict() == {
         (method, dataset): 4 if method == "balancedit" else 1
-        for method in ("base", "ft", "grace", "balancedit")
+        for method in ("base", "ft", "balancedit")
         for dataset in ("okedit", "evqa")
     }
     assert json.loads(used.loc[("ft", "okedit"), "settings"])["lr"] == 1e-4
