@@ -56,7 +56,7 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == [1e-4, 3e-4]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 150 and params.edits == Edits(40, 10, 100)
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(25, 10, 100)
     assert params.seeds == {"s0": 0}
 
 

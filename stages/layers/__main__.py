@@ -53,9 +53,9 @@ def main() -> None:
 
 
 def few_edits(cell: Cell, params: Params) -> Cell:
-    """The cell with its first test edits, all dev edits and a few probes of each kind."""
-    test, dev = ([row for row in cell.rows if row["split"] == split] for split in ("test", "dev"))
-    return replace(cell.asking(params.layers.probes), rows=[*test[: params.layers.test], *dev])
+    """The cell with its first test edits, as many dev edits and a few probes of each kind."""
+    test, dev = ([row for row in cell.rows if row["split"] == split][: params.layers.test] for split in ("test", "dev"))
+    return replace(cell.asking(params.layers.probes), rows=[*test, *dev])
 
 
 def depth(params: Params, cell: Cell, hyper: Mapping[str, Any], records: Partial) -> pd.DataFrame:
