@@ -327,6 +327,12 @@ def test_activations_are_the_value_maps_inputs(backbone, states) -> None:
 # -- learning -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", sorted(Path(trace.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_an_editor_is_random_iff_it_reads_the_seed(path: Path) -> None:
+    text = path.read_text()
+    assert ("\nRANDOM = True" in text) == ('settings["seed"]' in text and "class Settings" in text)
+
+
 def test_training_probes_never_ask_what_evaluation_asks() -> None:
     asked = {p.question for row in TRAIN for p in training_probes(row)}
     assert "Say it." in asked and not asked & set(ROW["rephrasings"])

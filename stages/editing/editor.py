@@ -2,8 +2,8 @@
 
 An editor is a module of this folder: `Settings`, a dataclass of its hyper-parameters (`stages.params.entry` fields), and
 `edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see `stages.editing.fitting`);
-its `edit` takes what that returned as a fourth argument. The backbone's own weights are never written to: an `Edit` is applied
-by hooks.
+its `edit` takes what that returned as a fourth argument. One whose edits depend on `settings["seed"]` says so by `RANDOM = True`,
+and is repeated with every seed. The backbone's own weights are never written to: an `Edit` is applied by hooks.
 """
 
 import contextlib

@@ -16,6 +16,8 @@ from stages.editing.editor import Edit, Request, exact_with_margin, optimise
 from stages.editing.transform import Value
 from stages.sections import count, entry, number, one_of
 
+RANDOM = True  # an edit depends on the seed
+
 
 @dataclass(frozen=True)
 class Settings:

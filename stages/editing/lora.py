@@ -17,6 +17,7 @@ from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, linear_maps, optimise
 from stages.sections import count, entry, number
 
+RANDOM = True  # an edit depends on the seed
 PROJECTIONS = ("q_proj", "v_proj")
 
 

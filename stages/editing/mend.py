@@ -26,6 +26,7 @@ from stages.editing.trace import request_of, tail_logits
 from stages.okedit.schema import LOCALITY_KINDS
 from stages.sections import count, entry, number
 
+RANDOM = True  # an edit depends on the seed
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
 
 

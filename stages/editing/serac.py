@@ -26,6 +26,7 @@ from stages.editing.editor import Edit, Request, differences, linear_maps, zero_
 from stages.editing.fitting import Example, learn
 from stages.sections import count, entry, number
 
+RANDOM = True  # an edit depends on the seed
 OUTSIDE = ("other_question", "unrelated", "text_only")  # kinds whose question is another than the edit's
 ROWS = 3  # queries in scope a step of training
 
