@@ -71,6 +71,13 @@ def test_what_an_edit_cannot_meet_has_no_outcome(backbone, records: Partial) -> 
     assert not np.isnan([row["target_on"] for row in crossing.crossed(cell, Edit(), ROW, states, everything, held_out)]).any()
 
 
+def test_an_edit_reaches_as_far_as_its_farthest_sample(probes, states) -> None:
+    samples = [i for i, probe in enumerate(probes) if probe.is_sample]
+    apart = (states.phi["prompt"][samples] - states.key["prompt"]).norm(dim=1)
+    assert crossing.reach(probes, states, 1.0)["euclidean_prompt"] == pytest.approx(float(apart.max()))
+    assert crossing.reach(probes, states, 2.0)["euclidean_prompt"] == pytest.approx(2 * float(apart.max()))
+
+
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:  # noqa: F811
     cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
     settings = replace(SPREAD, at=(1,), orders=2, probes=1)
