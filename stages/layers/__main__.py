@@ -2,8 +2,8 @@
 
     python -m stages.layers
 
-The stage is frozen, its table in Git: every depth reads its probes anew, and the lower it lies, the more layers an edit and its
-probes run through. Interrupted work resumes.
+It stands outside the graph: every depth reads its probes anew, and the lower it lies, the more layers an edit and its probes run
+through. Interrupted work resumes.
 """
 
 import contextlib
@@ -48,7 +48,10 @@ def main() -> None:
             for one, records in zip(cells, kept, strict=True):
                 table = depth(params, one, hyper, records)
                 tables.append(table.assign(dataset=dataset, backbone=backbone, method=ours, layer=one.backbone.layer))
-    write_csv(OUT, pd.concat(tables)[COLUMNS])
+    found = pd.concat(tables)[COLUMNS]
+    write_csv(OUT, found)
+    shown = found[(found["protocol"] == "strict") & (found["metric"] == "hm")]
+    print(shown.drop(columns=["protocol", "metric"]).to_string(index=False))
     print(f"[layers] {len(params.layers.at)} layers x {params.layers.test} edits -> {OUT}")
 
 
