@@ -53,8 +53,8 @@ def edit(params: Params, cell: Cell) -> None:
         played = crossing.played(cell, hyper, asked, params.sequence, seed, records) if goes_on else []
         path = Path("data/traces") / f"{cell.name}.parquet"
         write_table(path, [row | said for row in traced])
-        for name, rows in (("crossings", met), ("played", played)):
-            write_table(Path("data/sequences") / cell.name / f"{name}.parquet", rows)
+        for name, found in (("crossings", met), ("played", played)):
+            write_table(Path("data/sequences") / cell.name / f"{name}.parquet", found)
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     print(f"[edits] {cell.name}: {len(rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")
