@@ -41,10 +41,9 @@ def main() -> None:
         cell = few_edits(Cell.open(params, dataset, backbone, ours), params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
         cells = [replace(cell, backbone=view, backbone_name=f"{backbone}-layer{view.layer}") for view in views]
-        with cell.records() as records:
-            hyper = tuning.chosen(cell, records)
         with contextlib.ExitStack() as stack:
             kept = [stack.enter_context(one.records()) for one in cells]
+            hyper = tuning.chosen(cell, kept[0])
             for one, records in zip(cells, kept, strict=True):
                 table = depth(params, one, hyper, records)
                 tables.append(table.assign(dataset=dataset, backbone=backbone, method=ours, layer=one.backbone.layer))
