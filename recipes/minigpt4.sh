@@ -13,4 +13,5 @@ if [ ! -e models/minigpt4/config.json ]; then
         --projection models/prerained_minigpt4_7b.pth --out models/minigpt4
 fi
 ./study dvc exp run \
-    -S '++backbones.minigpt4={checkpoint: ./models/minigpt4, dtype: bfloat16, device_map: auto}' "$@"
+    -S '++backbones.minigpt4={checkpoint: ./models/minigpt4, dtype: bfloat16, device_map: auto}' \
+    -S 'edited=[llava-smollm2,minigpt4]' "$@"

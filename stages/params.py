@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.sections import UserError, count, expect, mapping, read_section, refuse
+from stages.sections import UserError, count, expect, mapping, one_of, read_section, refuse, texts
 from stages.settings import (
     DEV,
     STAGES,
+    TOWER,
     Accuracy,
     Backbone,
     Checkpoint,
@@ -62,6 +63,7 @@ class Params:
     training: Mapping[str, Train]
     accuracy: Accuracy
     backbones: Mapping[str, Backbone]
+    edited: Mapping[str, Backbone]  # those of them that every method edits
     datasets: Mapping[str, Dataset]
     edits: Edits
     methods: Mapping[str, Method]
@@ -110,12 +112,20 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
             raise UserError(f"{at}: needed: family (embedded: and layer) or checkpoint (a real one)")
         return read_section(Embedded, at, value, stages, name=name)
 
+    trained: dict[str, Train] = {}
+
     def train(at: str, value: Any, name: str) -> Train:
-        return read_section(Train, at, value, stages)
+        trained[name] = one = read_section(Train, at, value, stages)
+        before = one_of(TOWER, *list(trained)[:-1])(f"{at}.after", one.after, stages)
+        if before != TOWER and one.lora_rank != (rank := trained[before].lora_rank):
+            raise refuse(f"{at}.lora_rank", one.lora_rank, f"{rank}, that of {before}, after which it comes")
+        return one
 
     def seed(at: str, value: Any, name: str = "") -> int:
         return count(0, 2**32 - 1)(at, value, stages)
 
+    backbones = _axis("backbones", raw, backbone)
+    edited = texts("edited", raw["edited"], stages)
     edits = read_section(Edits, "edits", raw["edits"], stages)
     datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
     if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
@@ -130,7 +140,8 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         sight=read_section(Sight, "sight", raw["sight"], stages),
         training=_axis("training", raw, train),
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
-        backbones=_axis("backbones", raw, backbone),
+        backbones=backbones,
+        edited={one_of(*backbones)("edited", name, stages): backbones[name] for name in edited},
         datasets=datasets,
         edits=edits,
         methods=_axis("methods", raw, method),

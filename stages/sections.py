@@ -85,6 +85,13 @@ def text(key: str, value: Any, stages: Path) -> str:
     return value
 
 
+def texts(key: str, value: Any, stages: Path) -> tuple[str, ...]:
+    """A list of texts, at least one, no two alike."""
+    if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
+        raise refuse(key, value, "a list of different texts")
+    return tuple(text(key, one, stages) for one in value)
+
+
 def template_text(key: str, value: Any, stages: Path) -> str:
     if not isinstance(value, str) or any(value.count(part) != 1 for part in ("{image}", "{question}")):
         raise refuse(key, value, "a text with {image} and {question}, once each")

@@ -29,6 +29,7 @@ STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
 STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
 DEV = "dev"
+TOWER = "tower"
 DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,6 +82,7 @@ class Sight:
 class Train:
     """One training of a backbone's connector and low-rank adapter (§5)."""
 
+    after: str = entry(text)  # tower, or a training before this one
     steps: int = entry(count(1))
     batch: int = entry(count(1))
     texts: int = entry(count(0))

@@ -330,4 +330,5 @@ def test_a_recipe_adds_a_checkpoint_and_says_what_it_takes(recipe: Path, tmp_pat
     (added,) = after.backbones.keys() - before.backbones.keys()
     assert isinstance(after.backbone(added), Checkpoint)
     assert {name: after.backbones[name] for name in before.backbones} == before.backbones
+    assert [*after.edited] == [*before.edited, added]
     assert "Hardware, estimated, not measured:" in text and recipe.stat().st_mode & 0o111

@@ -6,6 +6,7 @@ import ast
 import itertools
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ ORDER = (
     "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "sequence", "ablations", "layers",
     "claims", "report",
 )  # fmt: skip
-GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+GRAPH = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 
 
@@ -89,17 +91,52 @@ def test_the_params_module_imports_no_stage() -> None:
     assert imports(MODULES["stages.settings"]) == {"stages.sections"} and imports(MODULES["stages.sections"]) == set()
 
 
+def cells(stage: dict) -> list[dict[str, str]]:
+    """What the names in ${…} stand for, in every cell of a stage's matrix or of what it is done for."""
+    if "foreach" in stage:
+        section = PARAMS[stage["foreach"][2:-1]]
+        return [{"key": key} | {f"item.{name}": value for name, value in entry.items()} for key, entry in section.items()]
+    axes = {f"item.{axis}": PARAMS[source[2:-1]] for axis, source in stage.get("matrix", {}).items() if isinstance(source, str)}
+    return [dict(zip(axes, cell, strict=True)) for cell in itertools.product(*axes.values())]
+
+
 def test_every_stage_parameter_exists() -> None:
-    """A parameter that a stage tracks is a key of params.yaml for every cell of its matrix."""
-    for name, stage in GRAPH.items():
-        axes = {axis: PARAMS[source[2:-1]] for axis, source in stage.get("matrix", {}).items() if isinstance(source, str)}
-        for cell in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, cell, strict=True))
-            for key in stage.get("params", []):
+    """A parameter that a stage tracks is a key of params.yaml in every cell."""
+    for name, stage in STAGES.items():
+        for cell in cells(stage):
+            for key in GRAPH[name].get("params", []):
                 at = PARAMS
-                for part in re.sub(r"\$\{item\.(\w+)\}", lambda m: chosen[m.group(1)], key).split("."):  # noqa: B023
+                for part in re.sub(r"\$\{([\w.]+)\}", lambda m: cell[m.group(1)], key).split("."):  # noqa: B023
                     assert part in at, f"{name}: {key} is not in params.yaml"
                     at = at[part]
+
+
+def paths(stage: dict, *keys: str) -> list[list[str]]:
+    """The parts of each path that a stage lists; what differs between its cells is `*`."""
+    found = [one if isinstance(one, str) else next(iter(one)) for key in keys for one in stage.get(key, [])]
+    return [re.sub(r"\$\{[^}]+\}", "*", path).split("/") for path in found]
+
+
+def meet(one: list[str], other: list[str]) -> bool:
+    """Whether one path may be the other, or lie in it."""
+    return all(fnmatch(a, b) or fnmatch(b, a) for a, b in zip(one, other, strict=False))
+
+
+def test_the_readme_draws_the_graph() -> None:
+    """Its picture has an arrow from each stage to what reads its outputs, reports as one, but none that follows from others."""
+    called = {name: "reports" if name.startswith("report-") else name for name in GRAPH}
+    direct = {stage: set() for stage in called.values()}
+    for maker, user in itertools.permutations(GRAPH, 2):
+        made, used = paths(GRAPH[maker], "outs", "metrics"), paths(GRAPH[user], "deps")
+        if called[maker] != called[user] and any(meet(*pair) for pair in itertools.product(made, used)):
+            direct[called[maker]].add(called[user])
+
+    def later(stage: str) -> set[str]:
+        return direct[stage].union(*map(later, direct[stage]))
+
+    needed = {(one, other) for one in direct for other in direct[one] if not any(other in later(s) for s in direct[one])}
+    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    assert set(re.findall(r"(\w+) --> (\w+)", drawn)) == needed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)

@@ -46,7 +46,7 @@ def main() -> None:
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     summary: dict = {}
     swept = [m.name for m in params.methods.values() if params.is_ours(m)]  # crosses with other radii are no sweep's
-    for dataset, backbone, method in tqdm(list(product(params.datasets, params.backbones, swept)), desc="ablations"):
+    for dataset, backbone, method in tqdm(list(product(params.datasets, params.edited, swept)), desc="ablations"):
         cell = open_cell(params, dataset, backbone, method)
         at = {"dataset": dataset, "backbone": backbone, "method": method}
         sweep = sweeps.alpha_sweep(cell)
@@ -66,7 +66,7 @@ def main() -> None:
         best = sweeps.best_alpha(sweep, cell.method.radius)
         summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
     edited = [m.name for m in params.methods.values() if m.router != "never"]
-    for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.backbones, edited):
+    for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.edited, edited):
         routed = sweeps.routers(open_cell(params, dataset, backbone, method), params.method(ours))
         tables["routers"].append(routed.assign(dataset=dataset, backbone=backbone, method=method))
     for name, columns in COLUMNS.items():

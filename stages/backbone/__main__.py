@@ -2,7 +2,7 @@
 real checkpoint.
 
 python -m stages.backbone tower                     # stages/backbone/weights/tower.safetensors (half an hour on two cores)
-python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (about an hour)
+python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (an hour each)
 python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
 """
 
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from stages.assets import knowledge
-from stages.backbone import corpus, sight, train, views
+from stages.backbone import corpus, sight, start, train, views
 from stages.backbone.adapters import adapt
 from stages.backbone.card import card, checkpoint_card
 from stages.backbone.checkpoints import PROMPT as PROMPT_FILE
@@ -30,7 +30,7 @@ from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import Backbone
 from stages.params import Params, UserError, derive_seed, load, run, write_atomically
-from stages.settings import Checkpoint
+from stages.settings import TOWER, Checkpoint
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
@@ -71,7 +71,13 @@ def train_backbone(params: Params, name: str) -> None:
         parts.tower(model), ASSETS / "emoji", codes, params.sight.views, derive_seed(params.seed, "sight"), CACHE
     )
     bank = views.feature_bank(parts.tower(model), early)
-    parts.start(model, tokenizer, bank, names, seed)
+    before = None if settings.after == TOWER else weights(settings.after)
+    if before is None:
+        wanted = start.name_tokens(model, tokenizer, names)
+    else:
+        teacher = family(params, settings.after)
+        wanted = start.picture_tokens(teacher, teacher.build(ASSETS)[0], before, bank)
+    parts.start(model, wanted, bank, seed)
     draw = train.batches(
         corpus.training_questions(facts),
         bank,
@@ -91,11 +97,20 @@ def train_backbone(params: Params, name: str) -> None:
         warmup=settings.warmup,
         seed=seed,
         checkpoint=checkpoint,
+        adapter_from=before and start.tensors_of(before, "adapter."),
     )
     path = WEIGHTS / f"{name}.safetensors"
     train.save_weights(path, tensors)
     checkpoint.unlink(missing_ok=True)
     print(f"[backbone] trained {name} for {settings.steps} steps on {len(codes)} concepts -> {path}")
+
+
+def weights(name: str) -> Path:
+    """The trained weights of a backbone, which are there."""
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        raise UserError(f"backbone: {path} is missing; run `python -m stages.backbone train {name}`")
+    return path
 
 
 def checkpoint_path(params: Params, name: str) -> Path:
@@ -140,15 +155,13 @@ def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], S
     """Put the trained weights into the parts and save them as Hugging Face reads them; what the untrained model knows of the
     questions `asked`, as a row of the accuracies.
     """
-    weights = WEIGHTS / f"{name}.safetensors"
-    if not weights.exists():
-        raise UserError(f"backbone: {weights} is missing; run `python -m stages.backbone train {name}`")
+    trained = weights(name)
     settings, parts = params.backbone(name), family(params, name)
     model, tokenizer = parts.build(ASSETS)
     untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
     row = text_row(untrained, f"{name}, untrained", *asked)
     sight.apply_sight(parts.tower(model), SIGHT)
-    model = train.apply_weights(model, weights)
+    model = train.apply_weights(model, trained)
     unfinished = folder.with_name(f"{name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(unfinished)

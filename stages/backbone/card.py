@@ -6,7 +6,7 @@ import pandas as pd
 
 from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.settings import Sight, Train
+from stages.settings import TOWER, Sight, Train
 
 CARD = """# Model card: {name}
 
@@ -27,7 +27,7 @@ CARD = """# Model card: {name}
 - Tower: {sight_steps} steps of {sight_batch} pictures, cross-entropy over the concepts' names, style statistics mixed.
 - Connector and adapter (rank {rank}): {steps} steps of {batch} pictures, each asked for its name and up to two of {facts} facts
   in four phrasings, and {texts} text-only questions of Natural Questions open answered as the untrained language model does.
-- The ten evaluation rephrasings of each relation are never trained on.
+{went_on}- The ten evaluation rephrasings of each relation are never trained on.
 
 ## Measured
 
@@ -43,12 +43,19 @@ editing where no large checkpoint can be had, not to be used.
 """
 
 
+WENT_ON = """- They went on from {after}: from its adapter, and from a connector that had learnt to make the tokens that it makes
+  of a picture.
+"""
+
+
 def card(name: str, what: str, sight: Sight, train: Train, concepts: int, facts: int, accuracy: pd.DataFrame) -> str:
     """Markdown; `what` says in a line what the model is, `accuracy` is an `accuracy_table` with its text-only rows."""
+    went_on = "" if train.after == TOWER else WENT_ON.format(after=train.after)
     return CARD.format(
         name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
         held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
-        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, accuracy=accuracy_lines(accuracy),
+        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, went_on=went_on,
+        accuracy=accuracy_lines(accuracy),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ The tower is frozen here, so its features are computed once. A training sequence
 cannot see each other (a block mask), so the picture's tokens are paid for once. Where the connector starts is its family's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stages.backbone.adapters.base import Adapter
 from stages.backbone.corpus import Question
 from stages.backbone.parts import END, IMAGE_TOKEN, TEMPLATE
+from stages.backbone.start import go_on, tensors_of
 from stages.params import UserError, write_atomically
 
 Connect = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # a family's: feature tokens → the language model's inputs
@@ -129,10 +130,12 @@ def train(
     warmup: float,
     seed: int,
     checkpoint: Path,
+    adapter_from: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One-cycle AdamW over `steps` batches from `draw`; returns the connector's and the adapter's tensors in bfloat16.
 
-    The state goes to `checkpoint` every `SAVE_EVERY` steps; where that file exists, training goes on from it, to the same result.
+    The adapter starts as another backbone's, `adapter_from`, or at nothing. The state goes to `checkpoint` every `SAVE_EVERY`
+    steps; where that file exists, training goes on from it, to the same result.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -142,6 +145,8 @@ def train(
     for parameter in adapter.decoder.parameters():  # frozen: converted once, not in every step
         parameter.data = parameter.data.to(multiplied)
     peft = get_peft_model(model, adapter_config(rank))
+    if adapter_from:
+        go_on(peft, get_peft_model_state_dict(peft, save_embedding_layers=False), adapter_from)
     trained = [p for p in peft.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warmup)
@@ -187,11 +192,9 @@ def save_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def apply_weights(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     """`model` with the trained connector in place and the adapter merged into the language model."""
-    tensors = {k: v.float() for k, v in load_file(path).items()}
-    connector = {k.removeprefix("connector."): v for k, v in tensors.items() if k.startswith("connector.")}
+    connector, adapter = (tensors_of(path, kind) for kind in ("connector.", "adapter."))
     if model.load_state_dict(connector, strict=False).unexpected_keys or not connector:
         raise UserError(f"{path}: its tensors are not this backbone's; run the `train` stage again")
-    adapter = {k.removeprefix("adapter."): v for k, v in tensors.items() if k.startswith("adapter.")}
     rank = next(v.shape[0] for k, v in adapter.items() if "lora_A" in k)
     peft = get_peft_model(model, adapter_config(rank))
     set_peft_model_state_dict(peft, adapter)

@@ -21,7 +21,7 @@ def open_cells(params: Params, outcomes: pd.DataFrame, sequences: pd.DataFrame) 
     ours = [m.name for m in params.methods.values() if params.is_ours(m)]
     baselines = [m.name for m in params.methods.values() if m.router != "never" and m.editor != "balancedit"]
     cells = []
-    for dataset, backbone in product(params.datasets, params.backbones):
+    for dataset, backbone in product(params.datasets, params.edited):
         found, left = (t[(t["dataset"] == dataset) & (t["backbone"] == backbone)] for t in (outcomes, sequences))
         seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
         draws = scores.resample(found["edit_id"].nunique(), params.metrics.resamples, seed)

@@ -29,7 +29,7 @@ def main() -> None:
     params = load()
     torch.set_num_threads(params.threads)
     if tunes:
-        tune(params, [names] if names else list(product(params.datasets, params.backbones, params.methods)))
+        tune(params, [names] if names else list(product(params.datasets, params.edited, params.methods)))
     else:
         edit(params, Cell.open(params, *names))
 

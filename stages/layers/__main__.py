@@ -37,7 +37,7 @@ def main() -> None:
     if ours is None:
         raise UserError("methods: BalancEdit with the global key and radius is not among them; allowed: an entry of it")
     tables = []
-    for dataset, backbone in product(params.datasets, params.backbones):
+    for dataset, backbone in product(params.datasets, params.edited):
         cell = few_edits(Cell.open(params, dataset, backbone, ours), params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
         cells = [replace(cell, backbone=view, backbone_name=f"{backbone}-layer{view.layer}") for view in views]

@@ -24,7 +24,7 @@ PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_hol
 def main() -> None:
     params = load()
     scored, radii, outcomes, compared, used, stratified, rows = [], [], [], [], [], [], 0
-    for dataset, backbone in product(params.datasets, params.backbones):
+    for dataset, backbone in product(params.datasets, params.edited):
         draws, tables = None, {}
         for method in params.methods.values():
             cell = dict(zip(CELL, (backbone, dataset, method.name), strict=True))

@@ -27,7 +27,7 @@ def main() -> None:
     dataset = params.dataset(sys.argv[1])
     source = importlib.import_module(f"stages.okedit.sources.{dataset.source.replace('-', '_')}")
     dataset.settings(source.Settings)  # a wrong entry stops here, before a model is loaded
-    backbones = [Backbone.open(Path("data/backbones") / b.name, b.layer) for b in params.backbones.values()]
+    backbones = [Backbone.open(Path("data/backbones") / b.name, b.layer) for b in params.edited.values()]
     rows, pictures, rejected = source.build(dataset, knowledge.load(), Path("data/assets"), backbones, params.seed)
     found = count(dataset, rows, pictures, rejected)
     if not found["splits"]["test"]["edits"]:

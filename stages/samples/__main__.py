@@ -32,7 +32,7 @@ def main() -> None:
     if dataset.source in DRAWN:
         pool = Drawings(facts, Path("data/assets"))
     else:
-        name, settings = next(iter(params.backbones.items()))
+        name, settings = next(iter(params.edited.items()))
         backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
         pool = Photos(rows, read_images(built / "images.parquet"), backbone)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}

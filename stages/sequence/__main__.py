@@ -69,7 +69,7 @@ def played_orders(params: Params, dataset: str, edits: list[str]) -> list[list[i
 
 def main() -> None:
     params = load()
-    cells = list(product(params.datasets, params.backbones, params.methods))
+    cells = list(product(params.datasets, params.edited, params.methods))
     tables = [sequences(params, *cell) for cell in tqdm(cells, desc="sequences")]
     whole = pd.concat([table for table in tables if len(table)])
     columns = [*CELL, "order", "made", "protocol", "metric", "value", "n"]

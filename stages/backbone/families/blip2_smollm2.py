@@ -1,10 +1,9 @@
 """`Blip2ForConditionalGeneration`: 32 query tokens of a small Q-Former, over the tower's feature tokens, into SmolLM2.
 
-The Q-Former starts by reading names: each query learns to stand for one token of the pictured thing's name. That needs no
-language model, and leaves it little to learn.
+The Q-Former starts by learning which tokens the language model is to read for each concept. That needs no language model, and
+leaves it little to learn.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,13 @@ from tqdm import tqdm
 from transformers import Blip2QFormerConfig, PreTrainedTokenizerBase
 
 from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
-from stages.backbone.parts import END, IMAGE_TOKEN, fill_tower, language_model
+from stages.backbone.parts import IMAGE_TOKEN, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 
 CONNECTOR = ("query_tokens", "qformer.", "language_projection.")
 QUERIES = 32
-SPELLED = 8  # tokens of a name that the queries spell, QUERIES // SPELLED times over
-TEMPERATURE = 0.05  # of the cosine similarity to token embeddings
-STEPS, BATCH, LR = 800, 64, 1e-3  # of the reading of names
+TEMPERATURE = 0.05  # of the cosine similarity to a concept's tokens
+STEPS, BATCH, LR = 800, 64, 1e-3  # of the start
 
 
 def build(assets: Path) -> tuple[Blip2LiteForConditionalGeneration, PreTrainedTokenizerBase]:
@@ -58,41 +56,33 @@ def connect(model: Blip2LiteForConditionalGeneration, features: torch.Tensor) ->
     return model.language_projection(read)
 
 
-def start(
-    model: Blip2LiteForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
-    bank: torch.Tensor,
-    names: Sequence[str],
-    seed: int,
-) -> None:
-    """Teach the Q-Former to spell names: query j's output is nearest, by cosine, to the embedding of the name's token j."""
+def start(model: Blip2LiteForConditionalGeneration, wanted: torch.Tensor, bank: torch.Tensor, seed: int) -> None:
+    """Teach the Q-Former to make the `wanted` tokens [C, tokens, D] of a concept from its pictures in a `feature_bank`.
+
+    Of all concepts' tokens at its place, a query's output is to be nearest to its own concept's, both taken off the mean over
+    concepts; and it is to be as large.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    table = model.get_input_embeddings().weight.detach()
-    spelled = [tokenizer(name).input_ids[:SPELLED] for name in names]
-    end = tokenizer.convert_tokens_to_ids(END)
-    spelled = torch.tensor([ids + [end] * (SPELLED - len(ids)) for ids in spelled])
-    known, labels = spelled.unique(return_inverse=True)
-    known = F.normalize(table[known], dim=1)
+    wanted = wanted[:, torch.arange(QUERIES) * wanted.shape[1] // QUERIES]
+    mean = wanted.mean(0)
+    known, variance = F.normalize(wanted - mean, dim=-1), (wanted - mean).pow(2).mean()
     torch.nn.init.normal_(model.query_tokens, std=0.5)
     trained = [p.requires_grad_(True) for name, p in model.named_parameters() if name.startswith(CONNECTOR)]
     optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS, pct_start=0.1)
     vendors, views, concepts = bank.shape[:3]
-    for _ in (bar := tqdm(range(STEPS), desc="reading names", mininterval=10)):
+    for _ in (bar := tqdm(range(STEPS), desc="reading pictures", mininterval=10)):
         drawn = [torch.from_numpy(rng.integers(n, size=BATCH)) for n in (vendors, views, concepts)]
-        shown = connect(model, bank[drawn[0], drawn[1], drawn[2]].float())
-        similar = F.normalize(shown, dim=-1) @ known.T / TEMPERATURE
-        wanted = labels[drawn[2]].repeat(1, QUERIES // SPELLED)
-        loss = F.cross_entropy(similar.flatten(0, 1), wanted.flatten(), label_smoothing=0.05)
+        made = connect(model, bank[drawn[0], drawn[1], drawn[2]].float())
+        similar = torch.einsum("bqd,cqd->bqc", F.normalize(made - mean, dim=-1), known) / TEMPERATURE
+        labels = drawn[2][:, None].expand(-1, QUERIES)
+        told_apart = F.cross_entropy(similar.flatten(0, 1), labels.flatten(), label_smoothing=0.05)
+        missed = (made - wanted[drawn[2]]).pow(2).mean() / variance
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (told_apart + missed).backward()
         optimiser.step()
         schedule.step()
-        right = float((similar.argmax(-1) == wanted).float().mean())
-        bar.set_postfix(loss=f"{loss.item():.2f}", right=f"{right:.2f}", refresh=False)
-    with torch.no_grad():
-        gain = table.norm(dim=1).mean() / shown.norm(dim=-1).mean()
-        model.language_projection.weight.mul_(gain)
-        model.language_projection.bias.mul_(gain)
+        right = float((similar.argmax(-1) == labels).float().mean())
+        bar.set_postfix(missed=f"{missed.item():.2f}", right=f"{right:.2f}", refresh=False)
     model.requires_grad_(False)

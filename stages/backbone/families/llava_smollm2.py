@@ -3,11 +3,9 @@
 The projector starts as the closed-form ridge map from a picture's features onto the embedding of its name (design §5).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
@@ -53,15 +51,12 @@ def connect(model: LlavaForConditionalGeneration, features: torch.Tensor) -> tor
 
 
 @torch.no_grad()
-def start(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, bank: torch.Tensor, names: Sequence[str], seed: int
-) -> None:
-    """Set the projector to the ridge map from the pooled features of a `feature_bank` onto the names' embeddings."""
-    table = model.get_input_embeddings().weight
-    means = torch.stack([table[tokenizer(name).input_ids].mean(0) for name in names])
-    wanted = F.normalize(means, dim=1) * table.norm(dim=1).mean()
+def start(model: LlavaForConditionalGeneration, wanted: torch.Tensor, bank: torch.Tensor, seed: int) -> None:
+    """Set the projector to the ridge map from the pooled features of a `feature_bank` onto the mean of the `wanted` tokens
+    [C, tokens, D].
+    """
     pooled = bank.float().mean(3).flatten(0, 2)
-    ridge(model.model.multi_modal_projector, pooled, wanted.repeat(len(pooled) // len(names), 1))
+    ridge(model.model.multi_modal_projector, pooled, wanted.mean(1).repeat(len(pooled) // len(wanted), 1))
 
 
 @torch.no_grad()
