@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import full, ike, lora, sentences, serac, trace, wise
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit, attempt, differences, module_of, optimise, request_logits
+from stages.editing.editor import Edit, answer_states, attempt, differences, module_of, optimise, request_logits
 from stages.editing.fitting import Example, fitted, learn, training_probes
 from stages.params import UserError, load
 from tests.rows import ROW
@@ -29,7 +29,7 @@ OURS = SETTINGS | {
     "mend": {
         "layers": 2, "rank": 8, "edit_lr": 1e-3, "lr": 1e-4, "lr_lr": 1e-3, "c_edit": 1.0, "c_loc": 1.0, "steps": 3, "seed": 0,
     },
-    "serac": {"scope_lr": 0.01, "scope_steps": 20, "lr": 1e-3, "steps": 3, "seed": 0},
+    "serac": {"scope_lr": 0.01, "scope_steps": 20, "rank": 2, "scale": 4.0, "lr": 1e-3, "steps": 3, "seed": 0},
     "wise": {
         "alpha": 5.0, "beta": 20.0, "gamma": 10.0, "mask": 0.5, "ratio": 0.88, "bound": 1.0, "lr": 0.1, "steps": 150, "seed": 0,
     },
@@ -256,31 +256,35 @@ def test_a_prefix_that_ran_once_gives_what_a_plain_full_forward_gives(backbone, 
 
 
 def test_the_scope_classifier_by_hand() -> None:
-    """A map that doubles: distance 2·‖z − x‖; a query 0.5 away has e⁻¹, one at the edit itself has 1."""
-    scope, edit = 2 * torch.eye(2), torch.tensor([1.0, 0.0])
+    """Four times the squared distance: a query 0.5 away has e⁻¹, one at the edit itself has 1."""
+    scope, edit = torch.tensor(4.0), torch.tensor([1.0, 0.0])
     found = serac.similarity(scope, edit, torch.tensor([[1.0, 0.0], [1.0, 0.5]]))
     assert found.tolist() == pytest.approx([1.0, torch.e**-1])
 
 
-def test_the_scope_classifier_learns_which_questions_are_inside(examples) -> None:
+def test_the_scope_classifier_learns_how_far_is_inside(examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rephrasings at distance 2 and other questions at 4: both outside under a factor of 1, then told apart."""
+    place = {q: 2.0 for e in examples for q in e.row["rephrasings_train"]} | {e.row["question"]: 0.0 for e in examples}
+    monkeypatch.setattr(sentences, "embed", lambda texts: torch.tensor([[place.get(text, 4.0)] for text in texts]))
     scope = serac.fit_scope(examples, OURS["serac"] | {"scope_steps": 300, "scope_lr": 0.05})
-    texts = letters(["Tell me?", "Say it.", "Who owns it?", "Who sang?"])
-    assert (serac.similarity(scope, texts[0], texts) > 0.5).tolist() == [True, True, False, False]
+    at = torch.tensor([[0.0], [2.0], [4.0]])
+    assert (serac.similarity(torch.tensor(1.0), at[0], at) > 0.5).tolist() == [True, False, False]
+    assert (serac.similarity(scope, at[0], at) > 0.5).tolist() == [True, True, False]
 
 
 def test_the_counterfactual_model_reads_the_edit_before_the_query(backbone, examples) -> None:
-    """What it is trained on are the frozen trunk's states of edit, query and target, as a plain forward has them."""
-    hidden, mask, positions, ids = serac.trunk_of(backbone, examples[0])
-    assert len(hidden) == len(examples[0].in_scope) and backbone.decode(ids.tolist()) == "cat"
+    """What it is trained on are edit, query and target, as a plain forward has them."""
+    prompts, ids = serac.told(backbone, examples[0], [0, 1])
+    assert len(prompts.mask) == len(ids) == 2 and backbone.decode(ids[0].tolist()) == "cat"
     with torch.no_grad():
-        logits = backbone.head(backbone.tail(hidden, mask, positions, len(ids)))
+        logits = backbone.head(answer_states(backbone, prompts, ids))
     edit = Edit(prefix=serac.reminder(backbone, "Tell me?", "cat"))
-    expected = plain(backbone, edit, examples[0].probes[0].query, ids[:-1].tolist())[-len(ids) :]
+    expected = plain(backbone, edit, examples[0].probes[0].query, ids[0, :-1].tolist())[-ids.shape[1] :]
     torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_serac_learns_the_targets_it_reads(backbone, examples, states, tmp_path) -> None:
-    settings = OURS["serac"] | {"steps": 60, "lr": 3e-3}
+    settings = OURS["serac"] | {"steps": 100, "lr": 1e-2, "rank": 8, "scale": 32.0}
     learnt = fitted(serac, backbone, examples, settings, "test", tmp_path)
     untrained = learnt | {"counterfactual": [torch.zeros_like(d) for d in learnt["counterfactual"]]}
     request = replace(trace.request_of(examples[0].states, examples[0].row))

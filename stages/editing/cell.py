@@ -24,7 +24,7 @@ from stages.params import Params, UserError, derive_seed
 from stages.settings import Method
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
-SHARED = ("editor", "transform", "full", "fitting", "sentences")  # modules that editors share
+SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora")  # modules that editors share
 
 Row = Mapping[str, Any]
 Traced = dict[str, Any]

@@ -6,12 +6,13 @@ would swap modules inside the model, which an error in between could leave swapp
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, Request, exact_with_margin, linear_maps, optimise
@@ -44,17 +45,26 @@ class LowRank:
         return F.linear(F.linear(inputs, self.a), self.b) * self.scale
 
 
+def untrained(maps: Sequence[nn.Linear], rank: int, seed: int) -> list[torch.Tensor]:
+    """A [rank, in] and B [out, rank] of each map in turn, which change nothing yet: float32, where the map sits."""
+    generator, made = torch.Generator().manual_seed(seed), []
+    for one in maps:
+        bound = 1 / math.sqrt(one.in_features)  # Kaiming uniform with a = √5, as in the authors' code
+        a = (torch.rand(rank, one.in_features, generator=generator) * 2 - 1) * bound
+        made += [a.to(one.weight.device), torch.zeros(one.out_features, rank, device=one.weight.device)]
+    return made
+
+
+def updates(maps: Sequence[nn.Linear], tensors: Sequence[torch.Tensor], scale: float) -> dict[nn.Module, LowRank]:
+    """The update of each map, of its A and B in `tensors`."""
+    return {one: LowRank(a, b, scale) for one, a, b in zip(maps, tensors[::2], tensors[1::2], strict=True)}
+
+
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fit all updates together with Adam until the target is exact by `margin` logits, at most `steps` steps."""
-    generator, rank = torch.Generator().manual_seed(settings["seed"]), settings["rank"]
-    added = {}
-    for part in linear_maps(backbone.decoder, *PROJECTIONS):
-        bound = 1 / math.sqrt(part.in_features)  # Kaiming uniform with a = √5, as in the authors' code
-        start = (torch.rand(rank, part.in_features, generator=generator) * 2 - 1) * bound
-        a = start.to(part.weight.device).requires_grad_()
-        b = torch.zeros(part.out_features, rank, device=part.weight.device).requires_grad_()
-        added[part] = LowRank(a, b, settings["scale"] / rank)
-    parameters = [tensor for update in added.values() for tensor in (update.a, update.b)]
+    maps = linear_maps(backbone.decoder, *PROJECTIONS)
+    tensors = [tensor.requires_grad_() for tensor in untrained(maps, settings["rank"], settings["seed"])]
+    added = updates(maps, tensors, settings["scale"] / settings["rank"])
     stop = exact_with_margin(request.target[0], settings["margin"])
-    found = optimise(backbone, request, Edit(added=added), parameters, lr=settings["lr"], steps=settings["steps"], stop=stop)
+    found = optimise(backbone, request, Edit(added=added), tensors, lr=settings["lr"], steps=settings["steps"], stop=stop)
     return Edit(added=added, **found)

@@ -2,9 +2,10 @@
 to a counterfactual model, which reads that edit before the query. The base model answers all others.
 
 - The scope classifier g is the paper's embedding variant (section 3.2): exp(−‖f(z) − f(x)‖²) of edit and query, in scope above
-  one half. f is MiniLM followed by a linear map that is learnt on pairs of train edits; the encoder stays frozen.
-- The counterfactual model h is smaller than the base model in what it trains: a copy of the linear maps of decoder layers ≥ ℓ,
-  over the frozen layers below. It is trained on the train edits' queries in scope to answer y after "q y" (section 3.3).
+  one half. f is MiniLM times a number that is learnt on pairs of train edits. The encoder stays frozen, and no more is learnt:
+  the train edits have few phrasings, and a linear map in that place learns them by heart and leaves the dev edits' outside.
+- The counterfactual model h is smaller than the base model in what it trains: low-rank updates of every layer of the language
+  model. It is trained on the train edits' queries in scope to answer y after "q y" (section 3.3).
 
 As in the multimodal SERAC of MMEdit (Cheng et al., EMNLP 2023), the classifier reads text alone, so that it cannot tell two
 pictures apart under one question, and the counterfactual model also sees the picture.
@@ -20,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stages.backbone.vlm import Backbone, Query
-from stages.editing import full, sentences
-from stages.editing.editor import Edit, Request, differences, linear_maps, zero_difference
+from stages.backbone.vlm import Backbone, Prompts, Query
+from stages.editing import full, lora, sentences
+from stages.editing.editor import Edit, Request, answer_states, linear_maps
 from stages.editing.fitting import Example, learn
+from stages.editing.lora import PROJECTIONS
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
@@ -33,16 +35,20 @@ ROWS = 3  # queries in scope a step of training
 
 @dataclass(frozen=True)
 class Settings:
-    """Learning rate and steps of the scope classifier's linear map, then of the counterfactual model."""
+    """Learning rate and steps of the scope classifier's factor, then of the counterfactual model, and rank and scale of the
+    latter's updates.
+    """
 
     scope_lr: float = entry(number(above=0), default=1e-2)
     scope_steps: int = entry(count(0), default=200)
     lr: float = entry(number(above=0), default=1e-5)
     steps: int = entry(count(0), default=50000)
+    rank: int = entry(count(1), default=8)
+    scale: float = entry(number(above=0), default=32.0)
 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The classifier's map [E, E] and the counterfactual model's differences from the layers ≥ ℓ."""
+    """The classifier's factor [] and the counterfactual model's updates, A and B of each map in turn."""
     return {
         "scope": fit_scope(examples, settings),
         "counterfactual": fit_counterfactual(backbone, examples, settings, checkpoint),
@@ -57,7 +63,7 @@ def fit_scope(examples: Sequence[Example], settings: Mapping[str, Any]) -> torch
     at, vectors = {text: i for i, text in enumerate(texts)}, sentences.embed(texts)
     first, second = (vectors[[at[pair[k]] for pair in pairs]] for k in (0, 1))
     inside = torch.tensor([pair[2] for pair in pairs])
-    scope = torch.eye(vectors.shape[1]).requires_grad_()
+    scope = torch.ones(()).requires_grad_()
     optimiser = torch.optim.Adam([scope], lr=settings["scope_lr"])
     for _ in range(settings["scope_steps"]):
         likely = similarity(scope, first, second).clamp(1e-6, 1 - 1e-6)
@@ -67,46 +73,37 @@ def fit_scope(examples: Sequence[Example], settings: Mapping[str, Any]) -> torch
 
 
 def similarity(scope: torch.Tensor, edits: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """[B]: exp(−‖f(z) − f(x)‖²) of embeddings [B, E] or [E]."""
-    return (-F.linear(edits - queries, scope).square().sum(-1)).exp()
-
-
-def upper_maps(backbone: Backbone) -> list[nn.Linear]:
-    """The linear maps of the layers ≥ ℓ."""
-    return [m for layer in backbone.decoder.layers[backbone.layer :] for m in linear_maps(layer)]
+    """[B]: exp(−‖f(z) − f(x)‖²) of embeddings [B, E] or [E]; f multiplies by the root of `scope`."""
+    return (-scope * (edits - queries).square().sum(-1)).exp()
 
 
 def fit_counterfactual(
     backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path
 ) -> list[torch.Tensor]:
     """Minimise the target's cross-entropy after the edit, over queries in scope of one train edit a step."""
-    maps = upper_maps(backbone)
-    deltas = nn.ParameterList([zero_difference(m) for m in maps])
-    read = [trunk_of(backbone, example) for example in examples]
+    maps = linear_maps(backbone.decoder, *PROJECTIONS)
+    trained = nn.ParameterList(lora.untrained(maps, settings["rank"], settings["seed"]))
+    added = lora.updates(maps, trained, settings["scale"] / settings["rank"])
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([settings["seed"], step])
-        hidden, mask, positions, ids = read[rng.integers(len(read))]
-        rows = rng.choice(len(hidden), min(ROWS, len(hidden)), replace=False)
-        with Edit(added=differences(maps, deltas)).applied(backbone):
-            states = backbone.tail(hidden[rows], mask[rows], positions[..., rows, :], len(ids))
-        return F.cross_entropy(backbone.head(states).flatten(0, 1), ids.repeat(len(rows)))
+        example = examples[rng.integers(len(examples))]
+        rows = rng.choice(example.in_scope, min(ROWS, len(example.in_scope)), replace=False)
+        prompts, ids = told(backbone, example, rows)
+        with Edit(added=added).applied(backbone):
+            states = answer_states(backbone, prompts, ids)
+        return F.cross_entropy(backbone.head(states).flatten(0, 1), ids.flatten())
 
-    learn(deltas, [{"params": list(deltas), "lr": settings["lr"]}], loss_of, settings["steps"], checkpoint)
-    return [delta.detach() for delta in deltas]
+    learn(trained, [{"params": list(trained), "lr": settings["lr"]}], loss_of, settings["steps"], checkpoint)
+    return [tensor.detach() for tensor in trained]
 
 
-@torch.no_grad()
-def trunk_of(backbone: Backbone, example: Example) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The states that enter layer ℓ [B, T, D] of the queries in scope after the edit, mask, prompt positions, target [A]."""
-    queries = [example.probes[i].query for i in example.in_scope]
-    ids = torch.tensor(backbone.answer_ids(example.row["target"]))
+def told(backbone: Backbone, example: Example, rows: Sequence[int]) -> tuple[Prompts, torch.Tensor]:
+    """The prompts of some of a train edit's probes after the edit, and its target [B, A]."""
+    queries = [example.probes[i].query for i in rows]
     before = reminder(backbone, example.row["question"], example.row["target"])
-    trunk = backbone.prefill(full.prefixed(backbone, backbone.prompts(queries), before))
-    told = ids[:-1].expand(len(queries), -1)
-    hidden = torch.cat([trunk.hidden, backbone.extend(trunk, told)[0]], 1) if len(ids) > 1 else trunk.hidden
-    mask = torch.cat([trunk.prompts.mask, torch.ones_like(told, dtype=torch.bool)], 1)
-    return hidden, mask, trunk.prompts.positions, ids
+    ids = torch.tensor(backbone.answer_ids(example.row["target"]))
+    return full.prefixed(backbone, backbone.prompts(queries), before), ids.expand(len(queries), -1)
 
 
 def reminder(backbone: Backbone, question: str, answer: str) -> tuple[int, ...]:
@@ -121,6 +118,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     def fires(queries: Sequence[Query], *_states: torch.Tensor) -> torch.Tensor:
         return similarity(scope, key, sentences.embed([q.question for q in queries])) > 0.5
 
-    added = differences(upper_maps(backbone), fitted["counterfactual"])
+    maps = linear_maps(backbone.decoder, *PROJECTIONS)
+    added = lora.updates(maps, fitted["counterfactual"], settings["scale"] / settings["rank"])
     made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), fires=fires)
     return full.measured(backbone, request, made)
