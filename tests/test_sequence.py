@@ -13,7 +13,7 @@ from stages.editing.editor import Difference, Edit, load_editor
 from stages.editing.partial import Partial
 from stages.editing.trace import probes_of, request_of, run_trunk, trace_edit
 from stages.editing.transform import Layer, Value
-from stages.params import load
+from stages.params import UserError, load
 from stages.sequence import retention
 from stages.sequence.replay import replay
 from tests.rows import ROW, SAMPLES
@@ -167,7 +167,7 @@ def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
 def test_an_outcome_that_is_not_known_is_an_error() -> None:
     cell = hand_made()
     cell.crossings.loc[(cell.crossings["entry"] == "x") & (cell.crossings["edit_id"] == "y"), "same_on"] = np.nan
-    with pytest.raises(RuntimeError, match="SPARE"):
+    with pytest.raises(UserError, match="a narrower radius"):
         list(retention.codebook(cell, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
 
 

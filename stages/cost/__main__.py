@@ -22,6 +22,7 @@ from stages.cost.clock import measure, middle
 from stages.editing import full, tuning
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit
+from stages.editing.partial import Partial
 from stages.editing.trace import request_of
 from stages.params import UserError, load, run, write_atomically
 
@@ -40,7 +41,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for method in params.methods:
         cell = Cell.open(params, *sys.argv[1:], method)
-        with cell.records() as records:
+        with tempfile.TemporaryDirectory() as folder, Partial(Path(folder) / cell.name, "") as records:  # not the edits' own
             hyper = tuning.chosen(cell, records)
         at = dict(zip(COLUMNS, (*sys.argv[1:], method), strict=False))
         found += [at | one for one in costs(cell, hyper)]

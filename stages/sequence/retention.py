@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.params import UserError
 from stages.scoring import scores
 from stages.sequence.replay import replay
 
@@ -80,8 +81,9 @@ class Cell:
         ids = self.queries["edit_id"]
         table = self.queries.assign(**found)[ids.isin(made) | ~ids.isin(self.edits)]
         if table[list(OUTCOMES)].isna().any(axis=None):
-            raise RuntimeError(
-                "a probe meets an edit under which nothing is known of it: raise SPARE in stages/editing/crossing.py"
+            raise UserError(
+                "radius: an entry reaches farther than its edit's own samples, where no trace knows what it does; "
+                "allowed here: a narrower radius"
             )
         routed = table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5, top10=np.nan)  # top ten is not kept here
         return Point(order, len(made), routed, counts)
