@@ -7,6 +7,7 @@ through. Interrupted work resumes.
 """
 
 import contextlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -38,12 +39,14 @@ def main() -> None:
         raise UserError("methods: BalancEdit with the global key and radius is not among them; allowed: an entry of it")
     tables = []
     for dataset, backbone in product(params.datasets, params.edited):
-        cell = few_edits(Cell.open(params, dataset, backbone, ours), params)
+        whole = Cell.open(params, dataset, backbone, ours)
+        with tempfile.TemporaryDirectory() as folder, Partial(Path(folder) / whole.name, "") as records:
+            hyper = tuning.chosen(whole, records)  # what its edits have at their own depth
+        cell = few_edits(whole, params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
         cells = [replace(cell, backbone=view, backbone_name=f"{backbone}-layer{view.layer}") for view in views]
         with contextlib.ExitStack() as stack:
             kept = [stack.enter_context(one.records()) for one in cells]
-            hyper = tuning.chosen(cell, kept[0])
             for one, records in zip(cells, kept, strict=True):
                 table = depth(params, one, hyper, records)
                 tables.append(table.assign(dataset=dataset, backbone=backbone, method=ours, layer=one.backbone.layer))
