@@ -22,7 +22,6 @@ from stages.cost.clock import measure, middle
 from stages.editing import full, tuning
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit
-from stages.editing.partial import Partial
 from stages.editing.trace import request_of
 from stages.params import UserError, load, run, write_atomically
 
@@ -41,8 +40,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for method in params.methods:
         cell = Cell.open(params, *sys.argv[1:], method)
-        with tempfile.TemporaryDirectory() as folder, Partial(Path(folder) / cell.name, "") as records:  # not the edits' own
-            hyper = tuning.chosen(cell, records)
+        hyper = tuning.chosen_beside(cell)
         at = dict(zip(COLUMNS, (*sys.argv[1:], method), strict=False))
         found += [at | one for one in costs(cell, hyper)]
     with write_atomically(REPORT) as temporary:

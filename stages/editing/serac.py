@@ -3,7 +3,7 @@ to a counterfactual model, which reads that edit before the query. The base mode
 
 - The scope classifier g is the paper's embedding variant (section 3.2): exp(−‖f(z) − f(x)‖²) of edit and query, in scope above
   one half. f is MiniLM times a number that is learnt on pairs of train edits. The encoder stays frozen, and no more is learnt:
-  the train edits have few phrasings, and a linear map in that place learns them by heart and leaves the dev edits' outside.
+  the train edits have few phrasings, and a linear map in that place learns them by heart, and leaves more of others outside.
 - The counterfactual model h is smaller than the base model in what it trains: low-rank updates of every layer of the language
   model. It is trained on the train edits' queries in scope to answer y after "q y" (section 3.3).
 
@@ -25,7 +25,6 @@ from stages.backbone.vlm import Backbone, Prompts, Query
 from stages.editing import full, lora, sentences
 from stages.editing.editor import Edit, Request, answer_states, linear_maps
 from stages.editing.fitting import Example, learn
-from stages.editing.lora import PROJECTIONS
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
@@ -81,7 +80,7 @@ def fit_counterfactual(
     backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path
 ) -> list[torch.Tensor]:
     """Minimise the target's cross-entropy after the edit, over queries in scope of one train edit a step."""
-    maps = linear_maps(backbone.decoder, *PROJECTIONS)
+    maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
     trained = nn.ParameterList(lora.untrained(maps, settings["rank"], settings["seed"]))
     added = lora.updates(maps, trained, settings["scale"] / settings["rank"])
 
@@ -118,7 +117,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     def fires(queries: Sequence[Query], *_states: torch.Tensor) -> torch.Tensor:
         return similarity(scope, key, sentences.embed([q.question for q in queries])) > 0.5
 
-    maps = linear_maps(backbone.decoder, *PROJECTIONS)
+    maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
     added = lora.updates(maps, fitted["counterfactual"], settings["scale"] / settings["rank"])
     made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), fires=fires)
     return full.measured(backbone, request, made)

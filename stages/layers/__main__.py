@@ -7,7 +7,6 @@ through. Interrupted work resumes.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -40,8 +39,7 @@ def main() -> None:
     tables = []
     for dataset, backbone in product(params.datasets, params.edited):
         whole = Cell.open(params, dataset, backbone, ours)
-        with tempfile.TemporaryDirectory() as folder, Partial(Path(folder) / whole.name, "") as records:
-            hyper = tuning.chosen(whole, records)  # what its edits have at their own depth
+        hyper = tuning.chosen_beside(whole)  # what its edits have at their own depth
         cell = few_edits(whole, params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
         cells = [replace(cell, backbone=view, backbone_name=f"{backbone}-layer{view.layer}") for view in views]
