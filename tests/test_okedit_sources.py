@@ -525,7 +525,7 @@ def run_stage(backbone, monkeypatch: pytest.MonkeyPatch):
     """Run the okedit stage in the current folder on one entry, with the tiny backbone."""
 
     def run(entries: Mapping[str, Any]) -> None:
-        params = type("P", (), {"threads": 1, "seed": 0, "backbones": {"b": type("B", (), {"name": "b", "layer": 2})}})()
+        params = type("P", (), {"threads": 1, "seed": 0, "edited": {"b": type("B", (), {"name": "b", "layer": 2})}})()
         params.dataset = lambda name: dataset(**entries)
         monkeypatch.setattr(stage, "load", lambda: params)
         monkeypatch.setattr(stage.Backbone, "open", lambda *_: backbone)
