@@ -236,6 +236,8 @@ def build(root: Path) -> None:
     ]  # fmt: skip
     left += [row | {"protocol": "none", "metric": "entries", "value": 6.0} for row in left if row["metric"] == "hm"]
     write(root / "reports/sequences.csv", [PLACE | row for row in left])
+    deep = grid(method=["balancedit"], layer=[4, 27], protocol=list(names.PROTOCOLS), metric=["reliability", *names.TRADE_OFF])
+    write(root / "reports/layers.csv", [row | {"alpha": 0.15, "inverted": 0.25} for row in deep])
     write(root / "reports/cost.csv", [PLACE | row for row in costs_of("balancedit")])
     (root / "reports/claims.json").write_text(json.dumps(CLAIMED))
     for name, rows in ablations().items():

@@ -2,8 +2,8 @@
 
     python -m stages.layers
 
-It stands outside the graph: every depth reads its probes anew, and the lower it lies, the more layers an edit and its probes run
-through. Interrupted work resumes.
+The stage is frozen, its table in Git: every depth reads its probes anew, and the lower it lies, the more layers an edit and its
+probes run through. Interrupted work resumes.
 """
 
 import contextlib

@@ -98,8 +98,9 @@ REPORTS = {
     ),
     "ablations": Report(
         "Ablations",
-        "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, and other routers.",
-        ("alpha", "frontier", "strategies", "anchors", "spans"), ("strategies", "anchors", "spans", "auc", "routers"),
+        "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, other routers and layers.",
+        ("alpha", "frontier", "strategies", "anchors", "spans", "layers"),
+        ("strategies", "anchors", "spans", "auc", "routers", "layers"),
     ),
     "sequences": Report(
         "Sequences", "Many edits of one model, one after the other: what is left of each.",

@@ -117,6 +117,36 @@ def _frontier_panel(ax: matplotlib.axes.Axes, block: pd.DataFrame, look: dict[st
     ax.set_axisbelow(True)
 
 
+def layers(table: pd.DataFrame, method: str, protocol: str, level: float) -> Drawing:
+    """The trade-off against the edited layer: a column a dataset and backbone."""
+    table = select(table, method=method, protocol=protocol)
+    table = need(table[table["metric"].isin(names.TRADE_OFF)], method, protocol)
+    metrics = ordered(names.TRADE_OFF, table["metric"])
+    with matplotlib.rc_context(STYLE):
+        found = cells(table)
+        figure, axes = panels(1, len(found), COLUMN if len(found) < 2 else PAGE, 2.2, sharey=True)
+        handles = []
+        for ax, ((dataset, backbone), block) in zip(axes[0], found, strict=True):
+            handles = []
+            for i, metric in enumerate(metrics):
+                line = select(block, metric=metric).sort_values("layer")
+                look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
+                handles += ax.plot(line["layer"], 100 * line["mean"], **look)
+                ax.fill_between(line["layer"], 100 * line["low"], 100 * line["high"], color=COLOURS[i], alpha=0.15, linewidth=0)
+            ax.set_title(f"{dataset}, {backbone}", loc="left")
+            ax.set_xticks(sorted(set(block["layer"])))
+            ax.set_xlabel("edited decoder layer")
+            ax.set_ylim(0, 105)
+        axes[0, 0].set_ylabel("score (%)")
+        legend(figure, handles, [names.TRADE_OFF[m] for m in metrics])
+    caption = (
+        f"{names.METHODS.get(method, method)} by the edited layer, {names.PROTOCOLS[protocol]} protocol ({where(table)}), "
+        f"α chosen for each on dev edits. Lines: mean over edits; bands: {percent(level)} paired bootstrap interval over edits; "
+        f"{count(table['n'])} test edits."
+    )
+    return Drawing(figure, caption)
+
+
 def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str) -> Drawing:
     """The trade-off under each variant of the radius (strategy, negative anchor or span)."""
     table = select(table, protocol=protocol, **wanted)

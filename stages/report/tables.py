@@ -255,6 +255,26 @@ def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: 
     return Table(header, rows, caption, labels=4)
 
 
+def layers(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """BalancEdit at every depth: α, how often d⁺ > d⁻, and the scores."""
+    table = need(select(table, protocol=protocol), protocol)
+    columns = {"reliability": "Rel."} | names.TRADE_OFF
+    shown = ordered(columns, table[table["metric"].isin(columns)]["metric"])
+    rows = []
+    for place, block in cells(table):
+        for layer, part in block.groupby("layer"):
+            found, first = part.set_index("metric"), part.iloc[0]
+            label = [*place, str(layer), f"{first['alpha']:g}", f"{100 * first['inverted']:.0f} %"]
+            rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
+    caption = (
+        f"By the decoder layer that is edited ({names.PROTOCOLS[protocol]} protocol; {where(table)}): α, chosen for each on dev "
+        f"edits, how often d⁺ > d⁻, mean over edits in per cent and {percent(level)} paired bootstrap interval over edits, "
+        f"{count(table['n'])} edits."
+    )
+    header = ["Dataset", "Backbone", "Layer", "α", "d⁺ > d⁻", *(columns[m] for m in shown)]
+    return Table(header, rows, caption, labels=3)
+
+
 def routers(table: pd.DataFrame, protocol: str, level: float) -> Table:
     """Every method's edits behind each router: one row a method and router."""
     table = need(select(table, protocol=protocol, split="test"), protocol)
