@@ -25,6 +25,17 @@ ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "data/assets"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole chain takes longest: it begins first, beside the other files."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two files are tested at a time: two threads each would wait for one another on two cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a character, and the special tokens of the chat template."""
