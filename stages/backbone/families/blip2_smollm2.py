@@ -19,7 +19,8 @@ from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 CONNECTOR = ("query_tokens", "qformer.", "language_projection.")
 QUERIES = 32
 TEMPERATURE = 0.05  # of the cosine similarity to a concept's tokens
-STEPS, BATCH, LR = 800, 64, 1e-3  # of the start
+STEPS, BATCH, LR = 3000, 64, 1e-3  # of the start
+NOISE = 0.2  # on the features, in standard deviations of each channel
 
 
 def build(assets: Path) -> tuple[Blip2LiteForConditionalGeneration, PreTrainedTokenizerBase]:
@@ -72,9 +73,11 @@ def start(model: Blip2LiteForConditionalGeneration, wanted: torch.Tensor, bank: 
     optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS, pct_start=0.1)
     vendors, views, concepts = bank.shape[:3]
+    noise = NOISE * bank[:, 0].float().std(dim=(0, 1, 2))
     for _ in (bar := tqdm(range(STEPS), desc="reading pictures", mininterval=10)):
         drawn = [torch.from_numpy(rng.integers(n, size=BATCH)) for n in (vendors, views, concepts)]
-        made = connect(model, bank[drawn[0], drawn[1], drawn[2]].float())
+        pictures = bank[drawn[0], drawn[1], drawn[2]].float()
+        made = connect(model, pictures + noise * torch.randn_like(pictures))
         similar = torch.einsum("bqd,cqd->bqc", F.normalize(made - mean, dim=-1), known) / TEMPERATURE
         labels = drawn[2][:, None].expand(-1, QUERIES)
         told_apart = F.cross_entropy(similar.flatten(0, 1), labels.flatten(), label_smoothing=0.05)
