@@ -30,6 +30,11 @@ def picture_tokens(family: ModuleType, model: PreTrainedModel, weights: Path, ba
     return torch.stack([family.connect(model, pictures.float()) for pictures in bank[:, 0]]).mean(0)
 
 
+def deviation(bank: torch.Tensor) -> torch.Tensor:
+    """[channels]: the standard deviation of a `feature_bank`'s pictures as they come, which noise on features is relative to."""
+    return bank[:, 0].float().std(dim=(0, 1, 2))
+
+
 def tensors_of(weights: Path, prefix: str) -> dict[str, torch.Tensor]:
     """The trained tensors whose name begins with `prefix`, without it, in float32."""
     return {name.removeprefix(prefix): tensor.float() for name, tensor in load_file(weights).items() if name.startswith(prefix)}

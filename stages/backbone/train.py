@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stages.backbone.adapters.base import Adapter
 from stages.backbone.corpus import Question
 from stages.backbone.parts import END, IMAGE_TOKEN, TEMPLATE
-from stages.backbone.start import go_on, tensors_of
+from stages.backbone.start import deviation, go_on, tensors_of
 from stages.params import UserError, write_atomically
 
 Connect = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]  # a family's: feature tokens → the language model's inputs
@@ -217,13 +217,13 @@ def batches(
     deviations of each channel is added to the features.
     """
     vendors, views, concepts = bank.shape[:3]
-    deviation = bank[:, 0].float().std(dim=(0, 1, 2))
+    spread = deviation(bank)
 
     def draw(rng: np.random.Generator) -> list[Packed]:
         rows = []
         for concept in rng.integers(concepts, size=images):
             features = bank[rng.integers(vendors), rng.integers(views), concept].float()
-            features = features + torch.randn(features.shape) * deviation * noise
+            features = features + torch.randn(features.shape) * spread * noise
             names, facts = questions["name"][concept], questions["fact"][concept]
             asked = [names[rng.integers(len(names))]]
             asked += [facts[i] for i in rng.permutation(len(facts))[:2]]

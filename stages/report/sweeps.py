@@ -37,15 +37,8 @@ def alpha(table: pd.DataFrame, method: str, protocol: str, span: str, level: flo
         handles = []
         for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
             for ax, distance in zip(row, distances, strict=False):
-                handles = []
-                for i, metric in enumerate(metrics):
-                    line = select(block, distance=distance, metric=metric).sort_values("alpha")
-                    look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], "markevery": 2}
-                    handles += ax.plot(line["alpha"], 100 * line["mean"], **look)
-                    band = {"color": COLOURS[i], "alpha": 0.15, "linewidth": 0}
-                    ax.fill_between(line["alpha"], 100 * line["low"], 100 * line["high"], **band)
+                handles = _lines(ax, select(block, distance=distance), metrics, "alpha", markevery=2)
                 ax.set_title(f"{dataset}, {backbone}: {distance}", loc="left")
-                ax.set_ylim(0, 105)
                 ax.tick_params(labelbottom=True)
             row[0].set_ylabel("score (%)")
         for ax in axes[-1]:
@@ -58,6 +51,19 @@ def alpha(table: pd.DataFrame, method: str, protocol: str, span: str, level: flo
         f"{count(table['n'])} test edits."
     )
     return Drawing(figure, caption)
+
+
+def _lines(ax: matplotlib.axes.Axes, table: pd.DataFrame, metrics: list[str], against: str, **look: int) -> list[Line2D]:
+    """Each metric's mean and band against a column; returns the lines, for a legend."""
+    handles = []
+    for i, metric in enumerate(metrics):
+        line = select(table, metric=metric).sort_values(against)
+        styled = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i], **look}
+        handles += ax.plot(line[against], 100 * line["mean"], **styled)
+        band = {"color": COLOURS[i], "alpha": 0.15, "linewidth": 0}
+        ax.fill_between(line[against], 100 * line["low"], 100 * line["high"], **band)
+    ax.set_ylim(0, 105)
+    return handles
 
 
 def frontier(table: pd.DataFrame, edits: pd.Series) -> Drawing:
@@ -125,18 +131,11 @@ def layers(table: pd.DataFrame, method: str, protocol: str, level: float) -> Dra
     with matplotlib.rc_context(STYLE):
         found = cells(table)
         figure, axes = panels(1, len(found), COLUMN if len(found) < 2 else PAGE, 2.2, sharey=True)
-        handles = []
         for ax, ((dataset, backbone), block) in zip(axes[0], found, strict=True):
-            handles = []
-            for i, metric in enumerate(metrics):
-                line = select(block, metric=metric).sort_values("layer")
-                look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": DASHES[i]}
-                handles += ax.plot(line["layer"], 100 * line["mean"], **look)
-                ax.fill_between(line["layer"], 100 * line["low"], 100 * line["high"], color=COLOURS[i], alpha=0.15, linewidth=0)
+            handles = _lines(ax, block, metrics, "layer")
             ax.set_title(f"{dataset}, {backbone}", loc="left")
             ax.set_xticks(sorted(set(block["layer"])))
             ax.set_xlabel("edited decoder layer")
-            ax.set_ylim(0, 105)
         axes[0, 0].set_ylabel("score (%)")
         legend(figure, handles, [names.TRADE_OFF[m] for m in metrics])
     caption = (

@@ -14,6 +14,7 @@ from transformers import Blip2QFormerConfig, PreTrainedTokenizerBase
 
 from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
 from stages.backbone.parts import IMAGE_TOKEN, fill_tower, language_model
+from stages.backbone.start import deviation
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 
 CONNECTOR = ("query_tokens", "qformer.", "language_projection.")
@@ -73,7 +74,7 @@ def start(model: Blip2LiteForConditionalGeneration, wanted: torch.Tensor, bank: 
     optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LR, total_steps=STEPS, pct_start=0.1)
     vendors, views, concepts = bank.shape[:3]
-    noise = NOISE * bank[:, 0].float().std(dim=(0, 1, 2))
+    noise = NOISE * deviation(bank)
     for _ in (bar := tqdm(range(STEPS), desc="reading pictures", mininterval=10)):
         drawn = [torch.from_numpy(rng.integers(n, size=BATCH)) for n in (vendors, views, concepts)]
         pictures = bank[drawn[0], drawn[1], drawn[2]].float()
