@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import full, ike, lora, sentences, serac, trace, wise
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit, answer_states, attempt, differences, module_of, optimise, request_logits
+from stages.editing.editor import Edit, answer_states, attempt, differences, module_of, optimise, request_loss
 from stages.editing.fitting import Example, fitted, learn, training_probes
 from stages.params import UserError, load
 from tests.rows import ROW
@@ -176,7 +176,7 @@ def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, t
     editor = module_of("mend")
     monkeypatch.setattr("stages.editing.cell.FITS", tmp_path)
     cell = Cell("set", backbone, "tiny", load().method("ft"), editor, [OURS["mend"]], [], [], {}, examples, {}, [0])
-    make = cell.prepared(OURS["mend"] | {"edit_lr": float("inf")})
+    make, _ = cell.prepared(OURS["mend"] | {"edit_lr": float("inf")})
     assert make(backbone, trace.request_of(states, ROW), OURS["mend"]).diverged
     assert "training diverged" in capsys.readouterr().err
     with pytest.raises(UserError, match="no train edits"):
@@ -205,7 +205,7 @@ def test_lora_starts_as_the_unedited_model_on_every_layer(backbone, states) -> N
     edit = lora.edit(backbone, request, OURS["lora"] | {"steps": 0})
     assert len(edit.added) == 2 * len(backbone.decoder.layers)
     with torch.no_grad():
-        torch.testing.assert_close(request_logits(backbone, request, edit), request_logits(backbone, request, Edit()))
+        torch.testing.assert_close(request_loss(backbone, request, edit), request_loss(backbone, request, Edit()))
 
 
 def test_optimise_stops_where_it_is_told(backbone, states) -> None:

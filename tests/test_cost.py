@@ -12,6 +12,7 @@ from stages.cost import __main__ as cost
 from stages.cost import clock, frozen, serving
 from stages.editing.cell import Cell
 from stages.editing.editor import Difference, Edit
+from stages.editing.size import size_of, tensors_in
 from stages.editing.transform import Layer, LowRank
 from tests.rows import ROW
 from tests.test_tuning import make, method, records  # noqa: F401
@@ -42,12 +43,12 @@ def test_the_trunk_saves_time_and_nothing_else(cell: Cell) -> None:
 
 def test_bytes_by_hand(backbone) -> None:
     weight, delta = torch.zeros(3, 4), torch.zeros(5, 2)
-    assert serving.size_of(Edit(Layer(weight))) == 48
-    assert serving.size_of(Edit(LowRank(torch.zeros(1, 4), torch.zeros(3, 1)))) == 28
+    assert size_of(Edit(Layer(weight))) == 48
+    assert size_of(Edit(LowRank(torch.zeros(1, 4), torch.zeros(3, 1)))) == 28
     added = Edit(added={backbone.edited: Difference(delta)}, prefix=(1, 2, 3))
-    assert serving.size_of(added) == 40 + 24
-    assert serving.size_of(added, shared=[delta]) == 24
-    assert cost.tensors_in({"a": [{"b": delta}], "c": "text"}) == [delta]
+    assert size_of(added) == 40 + 24
+    assert size_of(added, shared=[delta]) == 24
+    assert tensors_in({"a": [{"b": delta}], "c": "text"}) == [delta]
 
 
 def test_a_batch_is_served_from_as_many_entries_as_there_are(cell: Cell) -> None:

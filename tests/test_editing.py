@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from stages.backbone.vlm import Backbone, Query
-from stages.editing import trace
+from stages.editing import trace, vocabulary
 from stages.editing.cell import decode_shown
 from stages.editing.editor import Edit, exact_with_margin, load_editor, module_of
 from stages.editing.partial import Partial
@@ -121,6 +125,33 @@ def test_margin_by_hand() -> None:
     stop = exact_with_margin(torch.tensor([1, 0]), margin=0.5)
     assert stop(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), 0.0)
     assert not stop(torch.tensor([[0.0, 0.4], [2.0, 1.0]]), 0.0)
+
+
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 3 * vocabulary.BLOCK), st.booleans(), st.sampled_from([1, 40])
+)
+def test_one_pass_over_the_vocabulary_is_cross_entropy(seed: int, tokens: int, size: int, biased: bool, scale: float) -> None:
+    torch.manual_seed(seed)
+    head, states = nn.Linear(8, size, bias=biased), (torch.randn(tokens, 8) * scale).requires_grad_()
+    target = torch.randint(size, (tokens,))
+    loss, logits = vocabulary.target_loss(head, states, target)
+    expected = F.cross_entropy(head(states), target)
+    (gradient,), (wanted,) = (torch.autograd.grad(2 * one, [states]) for one in (loss, expected))
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits, head(states).detach())
+    assert not logits.requires_grad
+
+
+def test_one_pass_over_a_vocabulary_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    head, states = nn.Linear(16, 5000, bias=False).bfloat16(), torch.randn(2, 16, requires_grad=True)
+    loss, logits = vocabulary.target_loss(head, states, torch.tensor([3, 4999]))
+    expected = F.cross_entropy(head.float()(states), torch.tensor([3, 4999]))
+    (gradient,), (wanted,) = (torch.autograd.grad(one, [states]) for one in (loss, expected))
+    assert logits.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(gradient, wanted, atol=1e-2, rtol=5e-2)
 
 
 def test_grace_replaces_where_it_says() -> None:

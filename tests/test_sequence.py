@@ -126,6 +126,7 @@ def hand_made() -> retention.Cell:
             "seed": 0, "edit_id": edit, "split": "dev" if edit == "z" else "test", "probe": probe, "kind": kinds[probe],
             "expected": edit.upper(), "target_off": False, "target_on": probe < 2, "same_on": False, "tf_off": 0.25,
             "tf_on": 0.75, "correct_off": True, "top10_on": np.nan, "diverged": False,
+            "bytes": {"x": 100, "y": 30, "z": 0}[edit], "key_bytes": 8,
         }
         for edit, probe in asked
     )  # fmt: skip
@@ -143,11 +144,12 @@ def test_retention_by_hand() -> None:
     """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
     cell = hand_made()
     first, both = retention.codebook(cell, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
-    assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0}
+    assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0, "bytes": 108}
     found = pd.DataFrame(retention.scored(both, cell.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
     assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
     assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
+    assert found["none", "bytes"] == 146
     narrow = list(retention.codebook(cell, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
     found = pd.DataFrame(retention.scored(narrow, cell.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
@@ -162,6 +164,7 @@ def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
     (within,) = retention.shared(cell, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys
     kept = within.outcomes.set_index(["edit_id", "probe"])["same"]
     assert kept.loc["x", 2] and kept.loc["y", 2] and kept.loc["z", 2] and not kept.loc["x", 1]
+    assert within.counts == {"entries": 1, "bytes": 30 + 2 * 8}  # one copy, two keys
 
 
 def test_an_outcome_that_is_not_known_is_an_error() -> None:

@@ -22,6 +22,7 @@ from stages.cost.clock import measure, middle
 from stages.editing import full, tuning
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit
+from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import request_of
 from stages.params import UserError, load, run, write_atomically
 
@@ -55,14 +56,14 @@ def costs(cell: Cell, hyper: Mapping[str, Any]) -> list[dict[str, Any]]:
     make, shared, seconds = prepare(cell, hyper)
     edits, taken = timed(cell, hyper, rows, make)
     found = [cost("prepare_seconds", [seconds]), cost("edit_seconds", taken)]
-    found.append(cost("edit_bytes", [serving.size_of(edit, shared) for edit in edits]))
+    found.append(cost("edit_bytes", [size_of(edit, shared) for edit in edits]))
     if not edits[0].changes_nothing:
         found.append(cost("edited_per_unedited_forward", applied(cell, rows[0], edits[0])))
     if cell.method.router == "codebook":
         found += of_codebook(cell, hyper, rows, edits)
     if cell.method.editor == LAYER_COPIES:
         low, _ = timed(cell, {**hyper, "rank": 1}, rows, make)
-        found.append(cost("low_rank_bytes", [serving.size_of(edit) for edit in low]))
+        found.append(cost("low_rank_bytes", [size_of(edit) for edit in low]))
         found.append(cost("low_rank_reached", [float(edit.reached) for edit in low]))
     return found
 
@@ -95,14 +96,6 @@ def prepare(cell: Cell, hyper: Mapping[str, Any]) -> tuple[Callable[..., Edit], 
         learnt = cell.editor.fit(cell.backbone, cell.examples, {**hyper, "seed": 0}, Path(folder) / "fit.pt")
     seconds = time.perf_counter() - begin
     return partial(cell.editor.edit, fitted=learnt), tensors_in(learnt), seconds
-
-
-def tensors_in(learnt: object) -> list[torch.Tensor]:
-    """All tensors in nested dicts and lists."""
-    if isinstance(learnt, torch.Tensor):
-        return [learnt]
-    inside = learnt.values() if isinstance(learnt, Mapping) else learnt if isinstance(learnt, list) else ()
-    return [tensor for part in inside for tensor in tensors_in(part)]
 
 
 def timed(

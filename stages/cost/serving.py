@@ -46,15 +46,3 @@ def others_than(phi: torch.Tensor, edits: Sequence[Edit], count: int) -> list[En
     generator = torch.Generator().manual_seed(0)
     keys = phi.mean(0) + torch.randn(count, phi.shape[1], generator=generator) * phi.std()
     return [Entry(key, 0.0, "", edits[i % len(edits)]) for i, key in enumerate(keys)]
-
-
-def size_of(edit: Edit, shared: Sequence[torch.Tensor] = ()) -> int:
-    """Bytes that an edit keeps beside the model, its prefix's tokens at eight each, without the tensors that all edits share."""
-    parts, known = [edit.output, *edit.added.values()], {id(tensor) for tensor in shared}
-    tensors = {id(tensor): tensor for part in parts for tensor in tensors_of(part) if id(tensor) not in known}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) + 8 * len(edit.prefix)
-
-
-def tensors_of(part: object) -> list[torch.Tensor]:
-    """The tensors in the fields of an output or an addition."""
-    return [value for value in vars(part).values() if isinstance(value, torch.Tensor)] if part else []

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Edit, Request, exact_with_margin, optimise, request_logits
+from stages.editing.editor import Edit, Request, exact_with_margin, optimise, request_loss
 from stages.editing.transform import Layer, compress, whole
 from stages.sections import count, entry, number
 
@@ -55,8 +54,8 @@ def compressed(backbone: Backbone, request: Request, edit: Edit, rank: int) -> E
     target, full = request.target[0], min(backbone.weight.shape)
     while rank < full:
         kept = replace(edit, output=compress(edit.output.weight, backbone.weight, rank))
-        logits = request_logits(backbone, request, kept)
+        loss, logits = request_loss(backbone, request, kept)
         if (logits.argmax(-1) == target).all():
-            return replace(kept, loss=F.cross_entropy(logits, target).item())
+            return replace(kept, loss=loss.item())
         rank *= 2
     return edit

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,13 +19,14 @@ from stages.backbone.vlm import Backbone
 from stages.editing.editor import Edit, attempt, module_of
 from stages.editing.fitting import Example, fitted, training_probes
 from stages.editing.partial import Partial
+from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_edits, read_images, read_made
 from stages.params import Params, UserError, derive_seed
 from stages.settings import Method
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
-SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora")  # modules that editors share
+SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size", "vocabulary")  # modules that editors share
 
 Row = Mapping[str, Any]
 Traced = dict[str, Any]
@@ -100,11 +102,15 @@ class Cell:
         setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
         for seed in seeds:
             named = [(f"{setting}-{seed}-{len(self.queries[row['edit_id']])}-{row['edit_id']}", row) for row in rows]
-            make = None
+            make = shared = None
             for name, row in tqdm(named, desc=f"{self.name}, seed {seed}"):
                 if name not in records:
-                    make = make or self.prepared(hyper | {"seed": derive_seed(seed, "fit")})
-                    records[name] = self._traced(make, hyper, row, seed)
+                    if make is None:
+                        make, shared = self.prepared(hyper | {"seed": derive_seed(seed, "fit")})
+                    edit = self.made(make, hyper, row, seed)
+                    kept = {"seed": seed, "bytes": size_of(edit, shared), "key_bytes": self.key_bytes(row)}
+                    probes = self.queries[row["edit_id"]]
+                    records[name] = [kept | one for one in trace_edit(self.backbone, row, probes, self.states(row), edit)]
                 traced += records[name]
         return traced
 
@@ -113,14 +119,19 @@ class Cell:
         request = replace(request_of(self.states(row), row), start=start)
         return attempt(partial(make, self.backbone, request, {**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])}))
 
-    def _traced(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int) -> list[Traced]:
-        probes, edit = self.queries[row["edit_id"]], self.made(make, hyper, row, seed)
-        return [{"seed": seed} | traced for traced in trace_edit(self.backbone, row, probes, self.states(row), edit)]
+    def key_bytes(self, row: Row) -> int:
+        """Bytes of the key and the radius that an edit keeps, 0 where it has no codebook."""
+        if self.method.router != "codebook":
+            return 0
+        key = self.states(row).key[self.method.key.span]
+        return (key.numel() + 1) * key.element_size()
 
-    def prepared(self, settings: Mapping[str, Any]) -> Callable[..., Edit]:
-        """The editor's `edit`, which knows what was learnt of the train split; where that diverged, so does every edit."""
+    def prepared(self, settings: Mapping[str, Any]) -> tuple[Callable[..., Edit], Sequence[torch.Tensor]]:
+        """The editor's `edit`, which knows what was learnt of the train split, and all tensors of that; where learning diverged,
+        every edit does.
+        """
         if not hasattr(self.editor, "fit"):
-            return self.editor.edit
+            return self.editor.edit, []
         if not self.examples:
             raise UserError(f"{self.editor.__name__}: no train edits; allowed: a dataset and `edits` with `train` of at least 1")
         made_from = json.dumps([self.code, self.digests])
@@ -128,8 +139,8 @@ class Cell:
             state = fitted(self.editor, self.backbone, self.examples, settings, made_from, FITS)
         except FloatingPointError as error:
             print(f"[edits] training diverged: {error}", file=sys.stderr)
-            return lambda *_: Edit(loss=float("nan"), diverged=True)
-        return partial(self.editor.edit, fitted=state)
+            return lambda *_: Edit(loss=float("nan"), diverged=True), []
+        return partial(self.editor.edit, fitted=state), tensors_in(state)
 
 
 def few(probes: Sequence[Probe], count: int) -> list[Probe]:

@@ -68,7 +68,7 @@ def asked_of(cell: Cell, count: int) -> list[Asked]:
 
 def crossings(cell: Cell, hyper: Mapping[str, Any], asked: Sequence[Asked], records: Partial) -> list[Traced]:
     """One row a test edit, called `entry`, and a probe of any edit."""
-    make, found = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")}), []
+    (make, _), found = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")}), []
     test = [one.row for one in asked if one.row["split"] == "test"]
     shared = Counter(row["target"] for row in test)
     for row in tqdm(test, desc=f"{cell.name}, crossings"):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone, Prompts, Query, following
+from stages.editing.vocabulary import target_loss
 
 # (inputs [B, T, D], unedited outputs [B, T, out], prompt [B, P]) → outputs of the edited linear map
 Output = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -150,14 +151,16 @@ def answer_states(backbone: Backbone, prompts: Prompts, ids: torch.Tensor) -> to
     return out.last_hidden_state[:, -ids.shape[1] :]
 
 
-def request_logits(backbone: Backbone, request: Request, edit: Edit) -> torch.Tensor:
-    """Logits [A, V] of the target's tokens under an edit without a prefix; differentiable. Layers ≥ ℓ alone run where they do."""
+def request_loss(backbone: Backbone, request: Request, edit: Edit) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy [] of the target under an edit without a prefix, differentiable, and the logits [A, V] of its tokens, which
+    have no gradient. Layers ≥ ℓ alone run where they do.
+    """
     with edit.applied(backbone, request.prompt):
         if edit.within_tail(backbone):
             states = backbone.tail(request.hidden, request.mask, request.positions, request.target.shape[1])
         else:
             states = answer_states(backbone, backbone.prompts([request.query]), request.target)
-    return backbone.head(states)[0]
+    return target_loss(backbone.adapter.head, states[0], request.target[0])
 
 
 def optimise(
@@ -180,12 +183,11 @@ def optimise(
     optimiser = torch.optim.Adam(parameters, lr=lr)
     target, first = request.target[0], None
     for step in range(steps + 1):
-        logits = request_logits(backbone, request, edit)
-        loss = F.cross_entropy(logits, target)
+        loss, logits = request_loss(backbone, request, edit)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
         first = loss.item() if first is None else first
-        if step == steps or stop(logits.detach(), loss.item()):
+        if step == steps or stop(logits, loss.item()):
             break
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Added, Edit, Request, differences, linear_maps, request_logits
+from stages.editing.editor import Added, Edit, Request, differences, linear_maps, request_loss
 from stages.editing.fitting import Example, learn
 from stages.editing.trace import request_of, tail_logits
 from stages.okedit.schema import LOCALITY_KINDS
@@ -127,7 +127,7 @@ def edited_maps(backbone: Backbone, layers: int) -> list[nn.Linear]:
 def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) -> tuple[list[torch.Tensor], float]:
     """Each map's rows [T, inner + outer] of inputs u and output gradients δ of the edit's loss, where δ is not zero; the loss."""
     taps = {one: Tap(one.out_features) for one in maps}
-    loss = F.cross_entropy(request_logits(backbone, request, Edit(added=taps)), request.target[0])
+    loss, _ = request_loss(backbone, request, Edit(added=taps))
     found = []
     for tap, delta in zip(taps.values(), torch.autograd.grad(loss, [tap.zero for tap in taps.values()]), strict=True):
         rows = torch.cat([tap.inputs.flatten(0, -2), delta.flatten(0, -2)], -1)
@@ -188,8 +188,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     factors, _ = factors_of(backbone, request, maps)
     with torch.no_grad():
         added = mend(maps, factors)
-        logits = request_logits(backbone, request, Edit(added=added))
-    loss = F.cross_entropy(logits, request.target[0]).item()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} after one step")
-    return Edit(added=added, steps=1, loss=loss, reached=bool((logits.argmax(-1) == request.target[0]).all()))
+        loss, logits = request_loss(backbone, request, Edit(added=added))
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"the loss is {loss.item()} after one step")
+    return Edit(added=added, steps=1, loss=loss.item(), reached=bool((logits.argmax(-1) == request.target[0]).all()))

@@ -25,6 +25,7 @@ from stages.backbone.vlm import Backbone, Prompts, Query
 from stages.editing import full, lora, sentences
 from stages.editing.editor import Edit, Request, answer_states, linear_maps
 from stages.editing.fitting import Example, learn
+from stages.editing.vocabulary import target_loss
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
@@ -91,7 +92,7 @@ def fit_counterfactual(
         prompts, ids = told(backbone, example, rows)
         with Edit(added=added).applied(backbone):
             states = answer_states(backbone, prompts, ids)
-        return F.cross_entropy(backbone.head(states).flatten(0, 1), ids.flatten())
+        return target_loss(backbone.adapter.head, states.flatten(0, 1), ids.flatten())[0]
 
     learn(trained, [{"params": list(trained), "lr": settings["lr"]}], loss_of, settings["steps"], checkpoint)
     return [tensor.detach() for tensor in trained]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone, Query, mean_over
-from stages.editing.editor import Edit, Request, differences, linear_maps, request_logits, zero_difference
+from stages.editing.editor import Edit, Request, differences, linear_maps, request_loss, zero_difference
 from stages.editing.fitting import Example
 from stages.editing.trace import request_of
 from stages.sections import count, entry, number
@@ -92,8 +92,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     own = activations(backbone, request.hidden[:, : request.prompt.shape[1]], request.prompt, request.positions)
     memory = Edit(added=differences([value], [delta]))
     for step in range(settings["steps"] + 1):
-        logits, other = request_logits(backbone, request, memory), fitted[rng.integers(len(fitted))]
-        loss = F.cross_entropy(logits, target)
+        (loss, logits), other = request_loss(backbone, request, memory), fitted[rng.integers(len(fitted))]
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
         first = loss.item() if first is None else first

@@ -67,14 +67,16 @@ def last(table: pd.DataFrame, protocol: str) -> Table:
             at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": most}
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
             sizes = [_spread(select(kept, metric=name, **at)["value"], ".3g") for name in ("entries", "shrunk")]
+            sizes.append(_spread(select(kept, metric="bytes", **at)["value"] / 1e6, ".2f"))
             rows.append([*map(Cell, [*place, label(method, memory)]), *entries, *sizes])
     made = count(table.groupby(["dataset", "backbone"])["made"].max()).removeprefix("n = ")
     caption = (
         f"After {made} edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
-        f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, and how often a "
-        "radius shrank."
+        f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, how often a radius "
+        "shrank, and megabytes that are kept beside the model."
     )
-    return Table(["Dataset", "Backbone", "Method", *(SHOWN[m] for m in metrics), "Entries", "Shrunk"], rows, caption, labels=3)
+    header = ["Dataset", "Backbone", "Method", *(SHOWN[m] for m in metrics), "Entries", "Shrunk", "MB"]
+    return Table(header, rows, caption, labels=3)
 
 
 def _spread(values: pd.Series, form: str = ".1f") -> Cell:

@@ -54,6 +54,13 @@ class Cell:
     def index(self) -> pd.MultiIndex:
         return pd.MultiIndex.from_frame(self.queries[QUERY])
 
+    def bytes_of(self, made: Sequence[str], answering: Sequence[str]) -> int:
+        """Bytes kept beside the model: a key and a radius of each edit in `made`, where the method has them, and the tensors of
+        those that are `answering`.
+        """
+        first = self.trace[self.trace["seed"] == self.trace["seed"].min()].drop_duplicates("edit_id").set_index("edit_id")
+        return int(first.loc[list(answering), "bytes"].sum() + first.loc[list(made), "key_bytes"].sum())
+
     def matrix(self, column: str) -> np.ndarray:
         """[queries, edits]: a column of the crossings."""
         wide = self.crossings.pivot(index=QUERY, columns="entry", values=column)
@@ -107,7 +114,9 @@ def codebook(
         for made, state in replay(order, table, epsilon, targets, points):
             answers = state.answering(rows)
             found = {name: np.where(answers < 0, cell.unedited[name], cell.edited[name][rows, answers]) for name in OUTCOMES}
+            kept = [cell.edits[i] for i in state.answers]
             counts = {"entries": len(state.book.entries), "taken_in": state.taken_in, "shrunk": state.shrunk}
+            counts["bytes"] = cell.bytes_of(kept, kept)
             yield cell.point(number, [cell.edits[i] for i in order[:made]], found, counts)
 
 
@@ -122,7 +131,7 @@ def shared(cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, floa
             on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
         now = rows.set_index(QUERY).reindex(cell.index)
         found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
-        yield cell.point(int(number), done, found, {"entries": 1})
+        yield cell.point(int(number), done, found, {"entries": 1, "bytes": cell.bytes_of(done, done[-1:])})
 
 
 def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:

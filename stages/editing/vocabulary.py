@@ -1,0 +1,52 @@
+"""Cross-entropy of a few tokens over a large vocabulary, in one pass over the language head's weight.
+
+Behind a frozen trunk the head is most of an optimisation step, and reading its weight is most of the head: once for the logits
+and once more for the gradient. Here each block of the vocabulary serves both while it is in the CPU's cache; the softmax's
+denominator is carried along, as in Cut Your Losses in Large-Vocabulary Language Models (Wijmans et al., ICLR 2025).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BLOCK = 2048  # rows of the head's weight at a time
+
+
+class _OnePass(torch.autograd.Function):
+    """(loss [], logits [A, V]) of states [A, D]; only the loss has a gradient, and only that of the states."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        biases = [None] * len(weight.split(BLOCK)) if bias is None else bias.split(BLOCK)
+        top, total, mean, logits = -torch.inf, 0.0, 0.0, []  # the softmax's maximum and denominator; Σ exp(logit − top)·row
+        for rows, shift in zip(weight.split(BLOCK), biases, strict=True):
+            part = F.linear(states, rows, shift).float()
+            now = part.amax(1, keepdim=True).clamp(min=top)
+            mass, shrink = (part - now).exp(), (top - now).exp()
+            total = total * shrink + mass.sum(1, keepdim=True)
+            mean = mean * shrink + (mass.to(rows.dtype) @ rows).float()
+            top = now
+            logits.append(part)
+        whole = torch.cat(logits, 1)
+        losses = (top + total.log() - whole.gather(1, target[:, None]))[:, 0]
+        ctx.save_for_backward((mean / total - weight[target].float()) / len(target))
+        ctx.mark_non_differentiable(whole)
+        return losses.mean(), whole
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor, _logits: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return slope * gradient, None, None, None
+
+
+def target_loss(head: nn.Linear, states: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean cross-entropy [] of the tokens `target` [A] under the language head of final states [A, D], and the logits [A, V],
+    which have no gradient: float32, on the CPU. The head itself is frozen.
+    """
+    weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    loss, logits = _OnePass.apply(states.to(weight), weight, bias, target.to(weight.device))
+    return loss.cpu(), logits.cpu()
