@@ -108,8 +108,9 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     def backbone(at: str, value: Any, name: str) -> Backbone:
         if "checkpoint" in mapping(at, value):
             return read_section(Checkpoint, at, value, stages, name=name)
-        if "family" not in value:
-            raise UserError(f"{at}: needed: family (embedded: and layer) or checkpoint (a real one)")
+        if "training" not in value:
+            raise UserError(f"{at}: needed: training (embedded: and layer) or checkpoint (a real one)")
+        one_of(*training)(f"{at}.training", value["training"], stages)
         return read_section(Embedded, at, value, stages, name=name)
 
     trained: dict[str, Train] = {}
@@ -124,6 +125,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     def seed(at: str, value: Any, name: str = "") -> int:
         return count(0, 2**32 - 1)(at, value, stages)
 
+    training = _axis("training", raw, train)
     backbones = _axis("backbones", raw, backbone)
     edited = texts("edited", raw["edited"], stages)
     edits = read_section(Edits, "edits", raw["edits"], stages)
@@ -138,7 +140,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         radius=radius,
         metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
         sight=read_section(Sight, "sight", raw["sight"], stages),
-        training=_axis("training", raw, train),
+        training=training,
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
         backbones=backbones,
         edited={one_of(*backbones)("edited", name, stages): backbones[name] for name in edited},

@@ -78,13 +78,18 @@ class Sight:
     lr: float = entry(number(above=0))
 
 
+DRAWN = ("concept", "fact")
+
+
 @dataclass(frozen=True)
 class Train:
-    """One training of a backbone's connector and low-rank adapter (§5)."""
+    """One training of a connector and a low-rank adapter (§5)."""
 
+    family: str = entry(module_of("backbone/families"))
     after: str = entry(text)  # tower, or a training before this one
     steps: int = entry(count(1))
     batch: int = entry(count(1))
+    drawn: str = entry(one_of(*DRAWN))
     texts: int = entry(count(0))
     lr: float = entry(number(above=0))
     lora_rank: int = entry(count(1))
@@ -105,7 +110,7 @@ class Embedded:
     """A vision-language model built from parts. `layer` counts decoder layers from 0; opening the model checks its bound."""
 
     name: str
-    family: str = entry(module_of("backbone/families"))
+    training: str = entry(text)  # an entry of that section: its family and its weights
     layer: int = entry(count(0))
 
 

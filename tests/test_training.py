@@ -12,13 +12,15 @@ from PIL import Image
 from transformers import Blip2QFormerConfig, LlamaConfig
 
 from stages.backbone import sight, start, train, views
+from stages.backbone.__main__ import trainings
 from stages.backbone.adapters import adapt
 from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
 from stages.backbone.card import card
+from stages.backbone.corpus import Question
 from stages.backbone.families import blip2_smollm2, llava_smollm2
 from stages.backbone.parts import IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
-from stages.params import UserError
+from stages.params import UserError, load
 from stages.settings import Sight, Train
 from tests.conftest import make_model
 
@@ -212,13 +214,42 @@ def test_weights_of_another_backbone_are_refused(tokenizer, tmp_path: Path) -> N
         train.apply_weights(make_model(tokenizer), tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize(("drawn", "asked"), [("concept", {(1, 2), (2, 2)}), ("fact", {(1, 1), (2, 3)})])
+def test_a_batch_asks_a_picture_by_concept_or_by_fact(drawn: str, asked: set) -> None:
+    """Of three concepts, one has no facts, one has a fact and one has three, in two phrasings each."""
+    facts = [[Question(c, f"r{r}", f"{c}{r}{p}", "a") for r in range(n) for p in "xy"] for c, n in enumerate((0, 1, 3))]
+    questions = {"name": [[Question(c, "name", f"name {c}", "n")] for c in range(3)], "fact": facts}
+    draw = train.batches(
+        questions, torch.randn(2, 1, 3, 4, 8), [("why?", "so")], images=40, drawn=drawn, texts=1, noise=0.1, packer=list
+    )
+    rows = [row for part in draw(np.random.default_rng(0)) for row in part]
+    assert rows[0].image is None or rows[0].image.shape == (4, 8)
+    told = [[q for q, _ in row.branches] for row in rows if row.image is not None]
+    found = {(int(name[-1]), len(rest)) for name, *rest in told}
+    assert len(told) == 40 and found == (asked | {(0, 0)} if drawn == "concept" else asked)
+    if drawn == "fact":  # each fact once, and the concept of three facts three times as often
+        assert all(len({question[1] for question in rest}) == len(rest) for _, *rest in told)
+        assert 24 <= sum(len(rest) == 3 for _, *rest in told) <= 36
+
+
 def test_the_model_card_says_what_was_measured() -> None:
     rows = [("m", "naming", v, s, a, 10) for v, s, a in (("Goog", "seen", 0.9), ("FB", "seen", 0.7), ("Twtr", "held-out", 0.5))]
     rows.append(("m, untrained", "text_only", "none", "text", 0.0625, 16))
     table = pd.DataFrame(rows, columns=["backbone", "task", "vendor", "split", "accuracy", "n"])
-    settings = Train("tower", 5, 6, 7, 0.1, 8, 0.0, 0.1)
-    text = card("m", "A model.", Sight(1, 2, 3, 0.1), settings, 762, 945, table)
+    settings = Train("one", "tower", 5, 6, "concept", 7, 0.1, 8, 0.0, 0.1)
+    text = card("m", "A model.", Sight(1, 2, 3, 0.1), {"first": settings}, 762, 945, table)
     assert "| m | naming | seen vendors | 0.800 |" in text and "| m | naming | held-out vendors | 0.500 |" in text
     assert "| m, untrained | text-only | none | 0.062 |" in text
-    assert "{" not in text and "went on" not in text
-    assert "went on from first: " in card("m", "", Sight(1, 2, 3, 0.1), replace(settings, after="first"), 762, 945, table)
+    assert "  - `first`: 5 steps of 6 pictures, each asked for its name and up to two facts, and 7 texts.\n" in text
+    assert "{" not in text and "goes on" not in text
+    later = replace(settings, after="first", steps=9, drawn="fact")
+    for family, words in (("one", "goes on with connector and adapter.\n"), ("two", "goes on with the adapter; the connector, ")):
+        chain = {"first": settings, "then": replace(later, family=family)}
+        text = card("m", "", Sight(1, 2, 3, 0.1), chain, 762, 945, table)
+        assert text.index("`first`: 5 steps") < text.index("`then`: 9 steps") and words in text
+        assert "all its facts, drawn as often" in text
+
+
+def test_all_trainings_that_lead_to_one() -> None:
+    assert list(trainings(load(), "llava-facts")) == ["llava-smollm2", "llava-more", "llava-facts"]
+    assert list(trainings(load(), "blip2-smollm2")) == ["llava-smollm2", "blip2-smollm2"]

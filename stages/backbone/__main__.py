@@ -2,7 +2,7 @@
 real checkpoint.
 
 python -m stages.backbone tower                     # stages/backbone/weights/tower.safetensors (half an hour on two cores)
-python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<name>.safetensors (an hour each)
+python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<training>.safetensors (an hour each)
 python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
 """
 
@@ -30,7 +30,7 @@ from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import Backbone
 from stages.params import Params, UserError, derive_seed, load, run, write_atomically
-from stages.settings import TOWER, Checkpoint
+from stages.settings import TOWER, Checkpoint, Train
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
@@ -38,9 +38,9 @@ SIGHT = WEIGHTS / "tower.safetensors"
 CACHE = Path("data/.cache/training")
 
 
-def family(params: Params, name: str) -> ModuleType:
-    """The module that builds a backbone's untrained model."""
-    module = params.backbone(name).family.replace("-", "_")
+def family(params: Params, training: str) -> ModuleType:
+    """The module that builds the untrained model of a training."""
+    module = params.trained(training).family.replace("-", "_")
     return importlib.import_module(f"stages.backbone.families.{module}")
 
 
@@ -57,7 +57,7 @@ def train_tower(params: Params) -> None:
 
 
 def train_backbone(params: Params, name: str) -> None:
-    """Train connector and adapter from the parts; the weights go to Git."""
+    """Train the connector and adapter of an entry of `training`; the weights go to Git."""
     settings, parts = params.trained(name), family(params, name)
     facts = knowledge.load()
     checkpoint = checkpoint_path(params, name)
@@ -73,16 +73,17 @@ def train_backbone(params: Params, name: str) -> None:
     bank = views.feature_bank(parts.tower(model), early)
     before = None if settings.after == TOWER else weights(settings.after)
     if before is None:
-        wanted = start.name_tokens(model, tokenizer, names)
+        parts.start(model, start.name_tokens(model, tokenizer, names), bank, seed)
+    elif (teacher := family(params, settings.after)) is parts:
+        model.load_state_dict(start.tensors_of(before, "connector."), strict=False)
     else:
-        teacher = family(params, settings.after)
-        wanted = start.picture_tokens(teacher, teacher.build(ASSETS)[0], before, bank)
-    parts.start(model, wanted, bank, seed)
+        parts.start(model, start.picture_tokens(teacher, teacher.build(ASSETS)[0], before, bank), bank, seed)
     draw = train.batches(
         corpus.training_questions(facts),
         bank,
         texts,
         images=settings.batch,
+        drawn=settings.drawn,
         texts=settings.texts,
         noise=settings.feature_noise,
         packer=partial(train.pack, tokenizer=tokenizer, shown=parts.connect(model, bank[0, 0, :1].float()).shape[1]),
@@ -105,8 +106,16 @@ def train_backbone(params: Params, name: str) -> None:
     print(f"[backbone] trained {name} for {settings.steps} steps on {len(codes)} concepts -> {path}")
 
 
+def trainings(params: Params, last: str) -> dict[str, Train]:
+    """All trainings that lead to `last`, by name, in their order."""
+    chain = {last: params.trained(last)}
+    while (before := next(reversed(chain.values())).after) != TOWER:
+        chain[before] = params.trained(before)
+    return dict(reversed(chain.items()))
+
+
 def weights(name: str) -> Path:
-    """The trained weights of a backbone, which are there."""
+    """The weights of a training, which are there."""
     path = WEIGHTS / f"{name}.safetensors"
     if not path.exists():
         raise UserError(f"backbone: {path} is missing; run `python -m stages.backbone train {name}`")
@@ -115,7 +124,7 @@ def weights(name: str) -> Path:
 
 def checkpoint_path(params: Params, name: str) -> Path:
     """Where an interrupted training of these settings, data and code is taken up again."""
-    digest = hashlib.sha256(f"{params.seed} {params.backbone(name)} {params.trained(name)}".encode())
+    digest = hashlib.sha256(f"{params.seed} {params.trained(name)}".encode())
     sources = [*sorted(Path(__file__).parent.rglob("*.py")), *sorted(Path(knowledge.__file__).parent.rglob("*.*"))]
     for path in sources:
         if "__pycache__" not in path.parts:
@@ -143,11 +152,11 @@ def assemble(params: Params, name: str) -> None:
         text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
     else:
         told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
-        what = (family(params, name).__doc__ or "").split("\n")[0]
-        text = card(name, what, params.sight, params.trained(name), len(facts.concepts), told, table)
+        what = (family(params, settings.training).__doc__ or "").split("\n")[0]
+        text = card(name, what, params.sight, trainings(params, settings.training), len(facts.concepts), told, table)
     with write_atomically(report.with_suffix(".md")) as temporary:
         temporary.write_text(text)
-    made_from = settings.checkpoint if real else WEIGHTS / f"{name}.safetensors"
+    made_from = settings.checkpoint if real else weights(settings.training)
     print(f"[backbone] {made_from} -> {folder}; {len(table)} accuracies -> {report}")
 
 
@@ -155,8 +164,8 @@ def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], S
     """Put the trained weights into the parts and save them as Hugging Face reads them; what the untrained model knows of the
     questions `asked`, as a row of the accuracies.
     """
-    trained = weights(name)
-    settings, parts = params.backbone(name), family(params, name)
+    settings = params.backbone(name)
+    trained, parts = weights(settings.training), family(params, settings.training)
     model, tokenizer = parts.build(ASSETS)
     untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
     row = text_row(untrained, f"{name}, untrained", *asked)
@@ -175,7 +184,7 @@ def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], S
 def main() -> None:
     actions = {"train": train_backbone, "assemble": assemble}
     if sys.argv[1:] != ["tower"] and (len(sys.argv) != 3 or sys.argv[1] not in actions):
-        allowed = f"tower | {' | '.join(actions)}, then a backbone's name"
+        allowed = "tower | train, then a training's name | assemble, then a backbone's"
         raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; allowed: {allowed}")
     params = load()
     torch.set_num_threads(params.threads)

