@@ -164,8 +164,12 @@ class Edits:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Editing one model many times over: orders of the test edits, after how many edits all is tested, probes of each kind."""
+    """Editing one model many times over: how many edits, and how many where they share weights; their orders, after how many
+    all is tested, and probes of each kind.
+    """
 
+    edits: int = entry(count(1))
+    shared: int = entry(count(1))
     orders: int = entry(count(1))
     at: tuple[int, ...] = entry(counts(1))
     probes: int = entry(count(1))

@@ -54,8 +54,10 @@ def test_bytes_by_hand(backbone) -> None:
 def test_a_batch_is_served_from_as_many_entries_as_there_are(cell: Cell) -> None:
     edit = cell.editor.edit(cell.backbone, frozen.request_at(cell.backbone, ROW), cell.grid[0])
     queries = [p.query for p in cell.queries[ROW["edit_id"]][:3]]
-    found = serving.overheads(cell.backbone, queries, [edit] * 3, "prompt", (1, 20), 2)
-    assert {name: len(values) for name, values in found.items()} == {(n, w): 2 for n in (1, 20) for w in ("hit", "miss")}
+    found = serving.served(cell.backbone, queries, [edit] * 3, "prompt", (1, 20), 2)
+    assert {name: len(values) for name, values in found.items()} == dict.fromkeys(
+        ["unedited", *((n, w) for n in (1, 20) for w in ("hit", "miss"))], 2
+    )
 
 
 @pytest.mark.parametrize("name", ["base", "balancedit", "ft"])
@@ -70,4 +72,6 @@ def test_every_cost_of_a_method(backbone, records, name: str, monkeypatch: pytes
     assert found["edit_bytes"] == (0 if name == "base" else size)
     if name == "balancedit":
         assert found["low_rank_bytes"] < size and found["low_rank_reached"] == 1
-        assert {"routed_hit_per_unedited", "trace_per_forward", "full_per_trunk_seconds"} <= set(found.index)
+        assert {"routed_hit_seconds", "routed_hit_per_unedited", "trace_per_forward", "full_per_trunk_seconds"} <= set(
+            found.index
+        )

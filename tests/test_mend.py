@@ -1,5 +1,6 @@
 """MEND by hand: the decomposed gradient, the identity that training starts from, normalisation, and what training minimises."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -29,9 +30,9 @@ def example(backbone) -> Example:
     return Example(row, training_probes(row), partial(trace.run_trunk, backbone, row))
 
 
-def gradients(backbone, request, maps) -> list[torch.Tensor]:
-    """Autograd's gradient of the edit's loss in each map's weight."""
-    deltas = [torch.zeros_like(m.weight, requires_grad=True) for m in maps]
+def gradients(backbone, request, maps, added=None) -> list[torch.Tensor]:
+    """Autograd's gradient of the edit's loss in each map's weight, from which it differs as `added` has it."""
+    deltas = [(added[m].delta.clone() if added else torch.zeros_like(m.weight)).requires_grad_() for m in maps]
     loss, _ = request_loss(backbone, request, Edit(added=differences(maps, deltas)))
     return list(torch.autograd.grad(loss, deltas))
 
@@ -58,6 +59,16 @@ def test_before_training_a_step_is_a_scaled_gradient_step(backbone, request_) ->
     added = mend.Mend(maps, SETTINGS)(maps, factors)
     for one, gradient in zip(maps, gradients(backbone, request_, maps), strict=True):
         torch.testing.assert_close(added[one].delta, -1e-3 * gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_an_edit_goes_on_from_the_weights_of_the_one_before(backbone, request_) -> None:
+    maps = mend.edited_maps(backbone, 2)
+    fitted = mend.Mend(maps, SETTINGS).state_dict()
+    first = mend.edit(backbone, request_, SETTINGS, fitted)
+    second = mend.edit(backbone, replace(request_, start=first), SETTINGS, fitted)
+    for one, gradient in zip(maps, gradients(backbone, request_, maps, first.added), strict=True):
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(second.added[one].delta, first.added[one].delta - 1e-3 * gradient, atol=1e-7, rtol=1e-4)
 
 
 def test_normalisation_is_over_all_rows_that_were_watched() -> None:

@@ -31,7 +31,7 @@ from stages.okedit.truth import Truth
 from stages.params import UserError
 from stages.samples.generate import samples_of
 from stages.samples.pools import Drawings, other_question
-from stages.settings import Dataset
+from stages.settings import Dataset, Edits
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",
@@ -238,6 +238,18 @@ def test_tables_round_trip_and_a_lost_field_is_named(built, tmp_path: Path) -> N
     pq.write_table(pq.read_table(tmp_path / "edits.parquet").drop_columns(["target"]), tmp_path / "edits.parquet")
     with pytest.raises(UserError, match="'target' is missing"):
         schema.read_edits(tmp_path)
+
+
+def test_a_sequences_edits_are_neither_learnt_from_nor_held_out(built, tmp_path: Path) -> None:
+    rows, pictures, _ = built
+    splits = ["test", "test", "dev", "dev", "train", "train", "train"]
+    made = [dataclasses.replace(row, split=split) for row, split in zip(rows, splits, strict=False)]
+    assert len(made) == len(splits)
+    schema.write(tmp_path, made, pictures)
+    ids, edits = [row.edit_id for row in made], Edits(test=1, dev=1, train=1)
+    found = [row["edit_id"] for row in schema.read_sequence(tmp_path, edits, 3)]
+    assert found == [ids[0], ids[1], ids[5], ids[2]]  # test edits, one that is not learnt from, and the dev edit last
+    assert [row["edit_id"] for row in schema.read_sequence(tmp_path, edits, 300)] == [ids[0], ids[1], *ids[5:], ids[2]]
 
 
 def test_a_corrupt_picture_is_named() -> None:

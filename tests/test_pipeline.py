@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "metrics", "sequence", "ablations", "layers",
-    "claims", "report",
+    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "chains", "metrics", "sequence", "ablations",
+    "layers", "claims", "report",
 )  # fmt: skip
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 GRAPH = {name: stage.get("do", stage) for name, stage in STAGES.items()}

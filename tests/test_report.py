@@ -525,10 +525,10 @@ def test_a_gain_is_bold_where_the_corrected_test_says_so(studied):
 
 def test_what_is_left_after_all_edits(studied):
     lines = (studied / "reports/tables/sequences_strict.md").read_text(encoding="utf-8").splitlines()
-    assert lines[0].startswith("After 6 edits of one model")
+    assert lines[0].startswith("After the last of many edits of one model")
     released = next(line for line in lines if "as released" in line)
     assert "| 60.0 [50.0, 70.0] |" in released and released.endswith("| 6 | – | 3.54 |")
-    assert "each edit alone | 50.0 |" in next(line for line in lines if "alone" in line)
+    assert "each edit alone | 6 | 50.0 |" in next(line for line in lines if "alone" in line)
 
 
 def test_settings_are_told_with_how_many_were_tried(studied):

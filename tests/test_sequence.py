@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.editing import crossing
+from stages.chains import crossing, played
+from stages.chains.asked import KEPT, Asked, queries_of
 from stages.editing.cell import Cell
-from stages.editing.editor import Difference, Edit, load_editor
+from stages.editing.editor import Difference, load_editor
 from stages.editing.partial import Partial
 from stages.editing.trace import probes_of, request_of, run_trunk, trace_edit
 from stages.editing.transform import Layer, Value
@@ -24,10 +25,14 @@ OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "
 SPREAD = load("params.yaml").sequence
 
 
-def two(backbone: Backbone, name: str, **hyper: object) -> Cell:
+def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell:
     """A cell of two edits of one question about two pictures."""
-    queries = {row["edit_id"]: probes_of(row, SAMPLES) for row in (ROW, OTHER)}
+    queries = {row["edit_id"]: queries_of(row, SAMPLES, probes) for row in (ROW, OTHER)}
     return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
+
+
+def asked_of(cell: Cell) -> list[Asked]:
+    return [Asked.of(cell, row) for row in cell.rows]
 
 
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
@@ -41,47 +46,83 @@ def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone
     assert isinstance(kept, Difference | Layer | Value)
 
 
-def test_fewer_probes_have_the_same_outcomes(backbone) -> None:
+def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:
+    kinds = [probe.kind for probe in queries_of(ROW, SAMPLES, 1)]
+    assert kinds[0] == "edit" and "hop1" not in kinds and "black_image" not in kinds
+    asked = [kind for kind in kinds if not kind.startswith("sample_")]
+    assert len(set(asked)) == len(asked) and len(kinds) == len(asked) + len(SAMPLES)
+    held_out = {probe.kind for probe in queries_of(ROW | {"split": "dev"}, [], 1)}
+    assert held_out == set(asked) - {"edit", "text_generality", "image_generality", "joint_generality"}
+
+
+def test_fewer_probes_have_the_same_outcomes(backbone, records: Partial) -> None:  # noqa: F811
     cell = two(backbone, "balancedit", lr=1e-2)
-    probes = cell.queries[ROW["edit_id"]]
-    states = run_trunk(backbone, ROW, probes)
+    asked, states = asked_of(cell)[0], cell.states(ROW)
     edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
-    whole = trace_edit(backbone, ROW, probes, states, edit)
-    asked = crossing.few(ROW, probes, states, 1)
-    assert [p.kind for p in asked.probes] == list(
-        dict.fromkeys(p.kind for p in probes if not p.is_sample and p.kind not in crossing.ASIDE)
-    )
-    for number, found in zip(asked.numbers, crossing.outcomes(cell, edit, asked), strict=True):
-        assert found == {name: pytest.approx(float(whole[number][name])) for name in crossing.KEPT}
+    whole = trace_edit(backbone, ROW, cell.queries[ROW["edit_id"]], states, edit)
+    some = asked.some([0, 2])
+    assert some.known() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
+    for number, found in zip(some.numbers, some.outcomes(cell, edit), strict=True):
+        assert found == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
 
 
-def test_what_an_edit_cannot_meet_has_no_outcome(backbone, records: Partial) -> None:  # noqa: F811
+def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Partial) -> None:  # noqa: F811
     cell = two(backbone, "balancedit", lr=1e-2)
-    asked = crossing.asked_of(cell, 2)
-    table = pd.DataFrame(crossing.crossings(cell, cell.grid[0], asked, records))
+    asked = asked_of(cell)
+    trace, table = crossing.each(cell, cell.grid[0], cell.rows, asked, [[0], [0, 1]], records)
+    assert trace.groupby("edit_id", sort=False).size().tolist() == [len(cell.queries[row["edit_id"]]) for row in cell.rows]
     assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
-    own = table[(table["entry"] == table["edit_id"]) & (table["probe"] == 0)]
-    assert (own["euclidean_prompt"] == 0).all() and (own["target_on"] == 1).all()
-    nowhere = {name: -1.0 for name in table if name.startswith(("euclidean", "cosine"))}
-    states, stranger = cell.states(ROW), replace(asked[1], row=asked[1].row | {"target": "emu"})
-    unmet = crossing.crossed(cell, Edit(), ROW, states, nowhere, stranger)
-    assert np.isnan([row["target_on"] for row in unmet]).all()
-    everything = dict.fromkeys(nowhere, np.inf)
-    held_out = replace(stranger, row=stranger.row | {"split": "dev"})
-    assert not np.isnan([row["target_on"] for row in crossing.crossed(cell, Edit(), ROW, states, everything, held_out)]).any()
+    own = table["entry"] == table["edit_id"]
+    assert (table.loc[own & (table["probe"] == 0), "euclidean_prompt"] == 0).all() and table.loc[own, "target_on"].isna().all()
+    apart = table.set_index(["edit_id", "probe", "entry"])["euclidean_prompt"].unstack()
+    for (edit, probe), row in apart.iterrows():
+        other = next(name for name in apart if name != edit)
+        told = table[(table["edit_id"] == edit) & (table["probe"] == probe) & (table["entry"] == other)]
+        assert told["target_on"].notna().all() or row[other] >= row[edit]
+    assert table["target_on"].notna().any()
+    with_new = cell.editor.edit(backbone, request_of(cell.states(OTHER), OTHER), cell.grid[0])
+    met = table[table["target_on"].notna() & (table["entry"] == OTHER["edit_id"])]
+    for one, found in zip(met.itertuples(), asked[0].some(met["probe"].tolist()).outcomes(cell, with_new), strict=True):
+        assert (one.target_on, one.same_on) == (found["target_on"], found["same_on"])
 
 
-def test_an_edit_reaches_as_far_as_its_farthest_sample(probes, states) -> None:
-    samples = [i for i, probe in enumerate(probes) if probe.is_sample]
+def test_which_edits_may_answer_by_hand() -> None:
+    """On a line: keys at 0, 2 and 10; queries at 1.9 (of the first) and 9 (held out). The nearest of each subset may answer."""
+    table = np.abs(np.array([[1.9], [9]]) - np.array([0.0, 2, 10]))
+    owner, nobody = np.array([0, -1]), np.zeros(3, dtype=bool)
+    assert crossing.nearest(table, owner, nobody, [[0, 1]]).tolist() == [[False, True, False], [False, True, False]]
+    assert crossing.nearest(table, owner, nobody, [[1, 2]]).tolist() == [[False] * 3, [False, False, True]]
+    gone = np.array([False, True, False])  # taken in by another, the second has no key of its own
+    assert crossing.nearest(table, owner, gone, [[0, 1]]).tolist() == [[True, True, False]] * 2
+
+
+def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
+    apart = np.abs(np.array([[0.0], [2], [10]]) - np.array([0.0, 2, 10]))
+    assert np.argwhere(crossing.may_take_in(apart, [1, 3, 3], ["a", "a", "a"])).tolist() == [[0, 1], [1, 0]]
+    assert not crossing.may_take_in(apart, [9, 9, 9], ["a", "b", "c"]).any()
+
+
+def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Partial) -> None:  # noqa: F811
+    cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
+    asked = [asked_of(cell)[0], replace(asked_of(cell)[1], row=OTHER | {"split": "dev"})]
+    trace, met = crossing.each(cell, cell.grid[0], [ROW], asked, [[0]], records)
+    held_out = trace[(trace["edit_id"] == OTHER["edit_id"]) & ~trace["kind"].str.startswith("sample_")]
+    assert met.empty and set(held_out["split"]) == {"dev"} and held_out["same_on"].all()
+    assert trace.loc[(trace["edit_id"] == ROW["edit_id"]) & (trace["kind"] == "edit"), "target_on"].all()
+
+
+def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Partial) -> None:  # noqa: F811
+    cell = two(backbone, "balancedit", lr=1e-2)
+    states = cell.states(ROW)
+    samples = [i for i, probe in enumerate(cell.queries[ROW["edit_id"]]) if probe.is_sample]
     apart = (states.phi["prompt"][samples] - states.key["prompt"]).norm(dim=1)
-    assert crossing.reach(probes, states, 1.0)["euclidean_prompt"] == pytest.approx(float(apart.max()))
-    assert crossing.reach(probes, states, 2.0)["euclidean_prompt"] == pytest.approx(2 * float(apart.max()))
+    assert crossing.reach(cell, ROW)["euclidean_prompt"] == pytest.approx(2 * float(apart.max()))
 
 
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:  # noqa: F811
-    cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
-    settings = replace(SPREAD, at=(1,), orders=2, probes=1)
-    table = pd.DataFrame(crossing.played(cell, cell.grid[0], crossing.asked_of(cell, 1), settings, 0, records))
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    settings = replace(SPREAD, at=(1,), orders=2)
+    table = played.played(cell, cell.grid[0], cell.rows, asked_of(cell), settings, 0, records)
     held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
     assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
@@ -89,15 +130,15 @@ def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, record
 
 def test_orders_are_fixed_and_differ() -> None:
     rows = [{"edit_id": str(i)} for i in range(20)]
-    found = crossing.orders(rows, 3, 0)
-    assert found[0] == rows and found == crossing.orders(rows, 3, 0)
+    found = played.orders(rows, 3, 0)
+    assert found[0] == rows and found == played.orders(rows, 3, 0)
     assert all(sorted(r["edit_id"] for r in order) == sorted(r["edit_id"] for r in rows) for order in found)
     assert found[1] != found[2] != rows
 
 
 def test_points_are_those_that_there_are_edits_for() -> None:
     settings = replace(SPREAD, at=(1, 10, 100))
-    assert crossing.points(settings, 40) == [1, 10, 40] and crossing.points(settings, 10) == [1, 10]
+    assert played.points(settings, 40) == [1, 10, 40] and played.points(settings, 10) == [1, 10]
 
 
 def test_a_replay_by_hand() -> None:

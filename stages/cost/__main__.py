@@ -28,7 +28,7 @@ from stages.params import UserError, load, run, write_atomically
 
 REPORT = Path("reports/cost.csv")
 EDITS, ROUNDS = 8, 5  # the edits' own queries make the batch that is served
-SIZES = (1, 1_000, 10_000)  # entries of a codebook
+SIZES = (1, 10, 50, 100, 300, 1_000, 10_000)  # entries of a codebook
 COLUMNS = ["dataset", "backbone", "method", "cost", "entries", "value", "low", "high", "n"]
 LAYER_COPIES = "balancedit"  # the editor whose entries are copies of a layer
 
@@ -78,8 +78,12 @@ def of_codebook(
     probes, states = cell.queries[rows[0]["edit_id"]], cell.states(rows[0])
     found.append(cost("trace_per_forward", frozen.tracing(cell.backbone, probes, states, edits[0], ROUNDS)))
     asked = [Query(row["question"], row["image_id"]) for row in rows]
-    ratios = serving.overheads(cell.backbone, asked, edits, cell.method.key.span, SIZES, ROUNDS)
-    return found + [cost(f"routed_{where}_per_unedited", values, size) for (size, where), values in ratios.items()]
+    seconds = dict(serving.served(cell.backbone, asked, edits, cell.method.key.span, SIZES, ROUNDS))
+    unedited = seconds.pop("unedited")
+    for (size, where), taken in seconds.items():
+        found.append(cost(f"routed_{where}_seconds", taken, size))
+        found.append(cost(f"routed_{where}_per_unedited", taken / unedited, size))
+    return found
 
 
 def cost(name: str, values: Sequence[float], entries: int | None = None) -> dict[str, Any]:

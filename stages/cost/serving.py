@@ -13,10 +13,10 @@ from stages.editing.codebook import Codebook, Entry
 from stages.editing.editor import Edit
 
 
-def overheads(
+def served(
     backbone: Backbone, queries: Sequence[Query], edits: Sequence[Edit], span: str, sizes: Sequence[int], rounds: int
-) -> Mapping[tuple[int, str], np.ndarray]:
-    """(entries, "miss" or "hit") → [rounds] seconds of a routed forward over all queries, over those of the unedited one.
+) -> Mapping[tuple[int, str] | str, np.ndarray]:
+    """(entries, "miss" or "hit") → [rounds] seconds a query of a routed forward over all of them, and so of the "unedited" one.
 
     On a hit, every query of the batch goes to an entry of its own, as far as there are entries: `edits`, one a query. The other
     entries have random keys, as far from the queries as these are from each other, and share these edits' transformations.
@@ -38,7 +38,7 @@ def overheads(
             backbone.prefill(prompts)
 
     taken = measure({"unedited": partial(ask, None), **{name: partial(ask, book) for name, book in books.items()}}, rounds)
-    return {name: taken[name] / taken["unedited"] for name in books}
+    return {name: seconds / len(queries) for name, seconds in taken.items()}
 
 
 def others_than(phi: torch.Tensor, edits: Sequence[Edit], count: int) -> list[Entry]:

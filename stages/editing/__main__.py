@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from stages.backbone.vlm import Backbone
-from stages.editing import crossing, tuning
+from stages.editing import tuning
 from stages.editing.cell import Cell, label
 from stages.okedit.schema import write_table
-from stages.params import Params, UserError, derive_seed, load, run
+from stages.params import Params, UserError, load, run
 
 
 def main() -> None:
@@ -39,22 +39,15 @@ def edit(params: Params, cell: Cell) -> None:
     before = fingerprint(cell.backbone)
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
-        routed, goes_on = cell.method.router == "codebook", hasattr(cell.editor, "goes_on") and cell.editor.goes_on(hyper)
-        # dev edits choose α and are held out in sequences; other methods have no use for them once settings are chosen
-        rows = cell.rows if routed or goes_on else [row for row in cell.rows if row["split"] == "test"]
+        # dev edits choose α; other methods have no use for them once settings are chosen
+        rows = cell.rows if cell.method.router == "codebook" else [row for row in cell.rows if row["split"] == "test"]
         traced = cell.trace(hyper, rows, cell.seeds, records)
         after = fingerprint(cell.backbone)
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
-        asked = crossing.asked_of(cell, params.sequence.probes) if routed or goes_on else []
-        met = crossing.crossings(cell, hyper, asked, records) if routed else []
-        seed = derive_seed(params.seed, "sequence", cell.dataset)
-        played = crossing.played(cell, hyper, asked, params.sequence, seed, records) if goes_on else []
         path = Path("data/traces") / f"{cell.name}.parquet"
         write_table(path, [row | said for row in traced])
-        for name, found in (("crossings", met), ("played", played)):
-            write_table(Path("data/sequences") / cell.name / f"{name}.parquet", found)
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     print(f"[edits] {cell.name}: {len(rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")

@@ -30,6 +30,7 @@ SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size",
 
 Row = Mapping[str, Any]
 Traced = dict[str, Any]
+Asks = Callable[[Row, Sequence[Row]], list[Probe]]
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,22 @@ class Cell:
     seeds: Sequence[int]
 
     @classmethod
-    def open(cls, params: Params, dataset: str, backbone: str, method: str) -> "Cell":
-        """Load dataset, samples and backbone of a cell; any fault of theirs or of the method's settings is a UserError."""
+    def open(
+        cls, params: Params, dataset: str, backbone: str, method: str, rows: Sequence[Row] | None = None, ask: Asks = probes_of
+    ) -> "Cell":
+        """Load dataset, samples and backbone of a cell; any fault of theirs or of the method's settings is a UserError. The edits
+        are `rows`, else those that a study makes, and `ask(row, samples)` gives the queries of each.
+        """
         chosen, settings, source = params.method(method), params.backbone(backbone), params.dataset(dataset)
         editor = module_of(chosen.editor)
         grid = [asdict(one) for one in chosen.grid(editor.Settings)]
         folder, sampled = Path("data/okedit") / source.name, Path("data/samples") / source.name
-        rows = read_made(folder, params.edits)
+        rows = read_made(folder, params.edits) if rows is None else rows
         if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
             raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
         images = read_images(folder / "images.parquet", sampled / "images.parquet")
         samples = pq.read_table(sampled / "samples.parquet").to_pylist()
-        queries = {row["edit_id"]: probes_of(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
+        queries = {row["edit_id"]: ask(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
         learnt = read_edits(folder, ("train",))[: params.edits.train] if hasattr(editor, "fit") else []
         training = {row["edit_id"]: training_probes(row) for row in learnt}
         pictures = decode_shown(queries | training, images)
@@ -82,12 +87,12 @@ class Cell:
         """A digest of all modules that decide what an edit does."""
         return code_digest(*SHARED, self.method.editor)
 
-    def records(self) -> Partial:
-        """Where finished edits are kept until the cell is whole."""
+    def records(self, purpose: str = "", *more: object) -> Partial:
+        """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
         learnt = [example.row for example in self.examples]
         made_from = [self.code, self.backbone.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
-        made_from += [self.digests, self.seeds, learnt]
-        return Partial(Path("data/.partial") / self.name, json.dumps(made_from))
+        made_from += [self.digests, self.seeds, learnt, *more]
+        return Partial(Path("data/.partial") / f"{purpose}{self.name}", json.dumps(made_from))
 
     def states(self, row: Row) -> States:
         """What the trunk says of an edit's probes, from the cache or computed."""
@@ -107,12 +112,15 @@ class Cell:
                 if name not in records:
                     if make is None:
                         make, shared = self.prepared(hyper | {"seed": derive_seed(seed, "fit")})
-                    edit = self.made(make, hyper, row, seed)
-                    kept = {"seed": seed, "bytes": size_of(edit, shared), "key_bytes": self.key_bytes(row)}
-                    probes = self.queries[row["edit_id"]]
-                    records[name] = [kept | one for one in trace_edit(self.backbone, row, probes, self.states(row), edit)]
+                    records[name] = self.traced(row, seed, self.made(make, hyper, row, seed), shared)
                 traced += records[name]
         return traced
+
+    def traced(self, row: Row, seed: int, edit: Edit, shared: Sequence[torch.Tensor]) -> list[Traced]:
+        """The trace's rows of one edit, which keeps the tensors `shared` not for itself."""
+        kept = {"seed": seed, "bytes": size_of(edit, shared), "key_bytes": self.key_bytes(row)}
+        probes = self.queries[row["edit_id"]]
+        return [kept | one for one in trace_edit(self.backbone, row, probes, self.states(row), edit)]
 
     def made(self, make: Callable[..., Edit], hyper: Mapping[str, Any], row: Row, seed: int, start: Edit | None = None) -> Edit:
         """One edit, which goes on from `start` where there is one."""

@@ -107,15 +107,17 @@ def _name(shape: tuple[int, int]) -> str:
 
 
 class Tap:
-    """Adds zero to a linear map's outputs, and so records its inputs and lets their gradient be taken."""
+    """Adds zero to a linear map's outputs, or what an earlier edit adds: so it records its inputs and lets their gradient be
+    taken.
+    """
 
-    def __init__(self, outer: int):
-        self.outer = outer
+    def __init__(self, outer: int, before: Added | None):
+        self.outer, self.before = outer, before
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         self.inputs = inputs.detach()
         self.zero = inputs.new_zeros(*inputs.shape[:-1], self.outer).requires_grad_()
-        return self.zero
+        return self.zero if self.before is None else self.before(inputs) + self.zero
 
 
 def edited_maps(backbone: Backbone, layers: int) -> list[nn.Linear]:
@@ -126,7 +128,8 @@ def edited_maps(backbone: Backbone, layers: int) -> list[nn.Linear]:
 
 def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) -> tuple[list[torch.Tensor], float]:
     """Each map's rows [T, inner + outer] of inputs u and output gradients δ of the edit's loss, where δ is not zero; the loss."""
-    taps = {one: Tap(one.out_features) for one in maps}
+    before = request.start.added if request.start else {}
+    taps = {one: Tap(one.out_features, before.get(one)) for one in maps}
     loss, _ = request_loss(backbone, request, Edit(added=taps))
     found = []
     for tap, delta in zip(taps.values(), torch.autograd.grad(loss, [tap.zero for tap in taps.values()]), strict=True):
@@ -181,14 +184,21 @@ def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
-    """One step along the network's gradient."""
+    """One step along the network's gradient, from the weights that an earlier edit left where there is one."""
     maps = edited_maps(backbone, settings["layers"])
     mend = Mend(maps, settings).to(backbone.model.device)
     mend.load_state_dict(fitted)
     factors, _ = factors_of(backbone, request, maps)
     with torch.no_grad():
         added = mend(maps, factors)
+        if request.start:
+            added = differences(maps, [request.start.added[one].delta + added[one].delta for one in maps])
         loss, logits = request_loss(backbone, request, Edit(added=added))
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"the loss is {loss.item()} after one step")
     return Edit(added=added, steps=1, loss=loss.item(), reached=bool((logits.argmax(-1) == request.target[0]).all()))
+
+
+def goes_on(settings: Mapping[str, Any]) -> bool:
+    """An edit can go on from the weights that another left: the network trained for one edit is applied again."""
+    return True

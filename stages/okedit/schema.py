@@ -139,6 +139,14 @@ def read_made(folder: Path, edits: Edits) -> list[dict[str, Any]]:
     return [row for split, n in (("test", edits.test), ("dev", edits.dev)) for row in read_edits(folder, (split,))[:n]]
 
 
+def read_sequence(folder: Path, edits: Edits, count: int) -> list[dict[str, Any]]:
+    """The edits that follow on each other, at most `count`: test edits and then train edits that no method learns from, in the
+    table's order; after them the dev edits that a study makes, which are held out.
+    """
+    others = read_edits(folder, ("test",)) + read_edits(folder, ("train",))[edits.train :]
+    return others[:count] + read_edits(folder, ("dev",))[: edits.dev]
+
+
 def read_images(*paths: Path) -> dict[str, bytes]:
     """Encoded pictures by id, from one or more image tables."""
     found: dict[str, bytes] = {}

@@ -11,7 +11,10 @@ SPENT = {
     "low_rank_bytes": "At rank 1 (bytes)", "edited_per_unedited_forward": "Edited / unedited forward",
     "full_per_trunk_seconds": "Whole model / trunk", "trace_per_forward": "Outcomes / forward",
 }  # fmt: skip
-ROUTED = {"routed_hit_per_unedited": "Every query met", "routed_miss_per_unedited": "None met"}
+ROUTED = {
+    "routed_hit_seconds": "A query, all met (s)", "routed_hit_per_unedited": "All met / unedited",
+    "routed_miss_per_unedited": "None met / unedited",
+}  # fmt: skip
 
 
 def spent(table: pd.DataFrame) -> Table:
@@ -43,7 +46,7 @@ def routed(table: pd.DataFrame) -> Table:
                 found = part.set_index("cost")
                 rows.append([*map(Cell, label), *(_middle(found, cost) for cost in ROUTED)])
     caption = (
-        f"A forward that a codebook routes, over the unedited one ({where(table)}): medians and quartiles of "
+        f"A forward that a codebook routes, and over the unedited one ({where(table)}): medians and quartiles of "
         f"{names.count(table['n']).removeprefix('n = ')} rounds on one machine. The queries of a batch go to different entries."
     )
     return Table(["Dataset", "Backbone", "Method", "Entries", *ROUTED.values()], rows, caption, labels=3)

@@ -6,7 +6,7 @@ import pandas as pd
 from stages.report import names
 from stages.report.canvas import PAGE, STYLE, Drawing, legend, look_of, panels, styles
 from stages.report.markup import Cell, Table
-from stages.report.names import cells, count, need, ordered, select, where
+from stages.report.names import cells, need, ordered, select, where
 
 SHOWN = {"reliability": "Rel."} | names.TRADE_OFF | {"held_out_locality": "Loc, others"}
 ASIDE = {"released code": "as released", "alone": "each edit alone"}
@@ -56,26 +56,24 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
 
 
 def last(table: pd.DataFrame, protocol: str) -> Table:
-    """Scores after all edits, and what is kept: one row a method and memory."""
+    """Scores after the most edits that there are of a method and memory, and what is kept: one row each."""
     kept = select(table, protocol="none")
     table = need(select(table, protocol=protocol), protocol)
     metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
     rows = []
     for place, block in cells(table):
-        most = block["made"].max()
-        for method, memory in dict.fromkeys(zip(block["method"], block["memory"], strict=True)):
-            at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": most}
+        for (method, memory), made in block.groupby(["method", "memory"], sort=False)["made"].max().items():
+            at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": made}
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
             sizes = [_spread(select(kept, metric=name, **at)["value"], ".3g") for name in ("entries", "shrunk")]
             sizes.append(_spread(select(kept, metric="bytes", **at)["value"] / 1e6, ".2f"))
-            rows.append([*map(Cell, [*place, label(method, memory)]), *entries, *sizes])
-    made = count(table.groupby(["dataset", "backbone"])["made"].max()).removeprefix("n = ")
+            rows.append([*map(Cell, [*place, label(method, memory), str(made)]), *entries, *sizes])
     caption = (
-        f"After {made} edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
+        f"After the last of many edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
         f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, how often a radius "
         "shrank, and megabytes that are kept beside the model."
     )
-    header = ["Dataset", "Backbone", "Method", *(SHOWN[m] for m in metrics), "Entries", "Shrunk", "MB"]
+    header = ["Dataset", "Backbone", "Method", "Edits", *(SHOWN[m] for m in metrics), "Entries", "Shrunk", "MB"]
     return Table(header, rows, caption, labels=3)
 
 

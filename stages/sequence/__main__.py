@@ -3,6 +3,8 @@
 python -m stages.sequence
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages.editing import crossing
+from stages.chains import played
+from stages.chains.asked import HELD_OUT
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
@@ -22,49 +25,45 @@ OUT = Path("reports/sequences.csv")
 
 
 def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
-    """A cell's trace, crossings and played sequences; tables without rows where the method has none."""
-    trace, folder = read_trace(dataset, backbone, method), Path("data/sequences") / f"{dataset}-{backbone}-{method}"
-    parts = []
-    for name in ("crossings", "played"):
+    """A cell's edits by themselves, crossings and played sequences; tables without rows where the method has none."""
+    folder, parts = Path("data/sequences") / f"{dataset}-{backbone}-{method}", []
+    for name in ("trace", "crossings", "played"):
         path = folder / f"{name}.parquet"
         if not path.exists():
-            raise UserError(f"sequences: {path} is missing; run `python -m stages.editing {dataset} {backbone} {method}`")
+            raise UserError(f"sequences: {path} is missing; run `python -m stages.chains {dataset} {backbone} {method}`")
         parts.append(pd.read_parquet(path))
-    edits = trace[trace["split"] == "test"]["edit_id"].drop_duplicates().tolist()
-    return retention.Cell(trace, *parts, edits)
+    trace = parts[0]
+    edits = trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist() if len(trace) else []
+    return retention.Cell(*parts, edits)
 
 
 def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.DataFrame:
     """Scores at every point of every order, of each kind of memory that the method can have."""
-    cell = open_cell(dataset, backbone, name)
-    method = settled(params.method(name), cell.trace)
-    orders = played_orders(params, dataset, cell.edits)
-    points = crossing.points(params.sequence, len(cell.edits))
-    found = []
-    if method.router == "codebook" and len(cell.crossings):
-        reach = routing.radii(cell.trace, method.key, method.radius)
-        radii = reach[reach["seed"] == reach["seed"].min()].set_index("edit_id")["epsilon"].to_dict()
-        column = routing.distance_column(method.key, method.radius)
-        kinds = {"codebook": retention.codebook(cell, orders, points, radii, column)}
+    cell, found = open_cell(dataset, backbone, name), []
+    if not cell.edits:
+        return pd.DataFrame()
+    method, few = params.method(name), replace(cell, edits=cell.edits[: params.sequence.shared])
+    kinds, orders = {}, orders_of(params, dataset, few.edits)
+    if method.router == "codebook":
+        method = settled(method, read_trace(dataset, backbone, name))
+        reach, column = routing.radii(cell.trace, method.key, method.radius), routing.distance_column(method.key, method.radius)
+        radii = reach.set_index("edit_id")["epsilon"].to_dict()
+        points = played.points(params.sequence, len(cell.edits))
+        kinds["codebook"] = retention.codebook(cell, orders_of(params, dataset, cell.edits), points, radii, column)
         if len(cell.played):
-            kinds["released code"] = retention.shared(cell, orders, radii, column)
-    elif len(cell.played):
-        kinds = {"weights": retention.shared(cell, orders, None, "")}
+            kinds["released code"] = retention.shared(few, orders, radii, column)
     else:
-        kinds = {}
-    if kinds:
-        on = pd.Series(routing.routed_on(cell.trace, method), index=pd.MultiIndex.from_frame(cell.trace[retention.QUERY]))
-        kinds["alone"] = [retention.alone(cell, on[~on.index.duplicated()])]
+        kinds["weights"] = retention.shared(few, orders, None, "")
+    on = pd.Series(routing.routed_on(cell.trace, method), index=pd.MultiIndex.from_frame(cell.trace[retention.QUERY]))
+    kinds["alone"] = [retention.alone(cell, on)]
     for memory, reached in kinds.items():
         found += [{"memory": memory} | row for point in reached for row in retention.scored(point, cell.edits)]
     return pd.DataFrame(found).assign(dataset=dataset, backbone=backbone, method=name)
 
 
-def played_orders(params: Params, dataset: str, edits: list[str]) -> list[list[int]]:
-    """The orders that were played, as numbers of edits."""
-    rows = [{"edit_id": edit, "number": i} for i, edit in enumerate(edits)]
-    drawn = crossing.orders(rows, params.sequence.orders, derive_seed(params.seed, "sequence", dataset))
-    return [[row["number"] for row in order] for order in drawn]
+def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[int]]:
+    """The orders in which the edits are made, as their numbers."""
+    return played.orders(range(len(edits)), params.sequence.orders, derive_seed(params.seed, "sequence", dataset))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.chains.asked import HELD_OUT
 from stages.params import UserError
 from stages.scoring import scores
 from stages.sequence.replay import replay
@@ -29,7 +30,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method's trace with what its edits do to each other's probes; `edits` are the test edits, as they come."""
+    """What `stages.chains` says of a method: its edits by themselves, what they do to each other's probes, and what is left where
+    they share weights; `edits` are those that are made, as they come.
+    """
 
     trace: pd.DataFrame
     crossings: pd.DataFrame
@@ -38,10 +41,10 @@ class Cell:
 
     @cached_property
     def queries(self) -> pd.DataFrame:
-        """The trace's rows that sequences ask, of the first seed: the edits' own queries first, in the edits' order."""
-        asked = (self.crossings if len(self.crossings) else self.played)[QUERY].drop_duplicates()
-        rows = self.trace[self.trace["seed"] == self.trace["seed"].min()].merge(asked, on=QUERY)
-        place = rows["edit_id"].map(self.numbers)
+        """What is asked of the edits and of those held out: the edits' own queries first, in the edits' order."""
+        place = self.trace["edit_id"].map(self.numbers)
+        asked = (place.notna() | (self.trace["split"] == HELD_OUT)) & ~self.trace["kind"].str.startswith("sample_")
+        rows, place = self.trace[asked], place[asked]
         rows = rows.assign(_later=~((rows["kind"] == "edit") & place.notna()), _place=place)
         return rows.sort_values(["_later", "_place", *QUERY], kind="stable", ignore_index=True)
 
@@ -58,7 +61,7 @@ class Cell:
         """Bytes kept beside the model: a key and a radius of each edit in `made`, where the method has them, and the tensors of
         those that are `answering`.
         """
-        first = self.trace[self.trace["seed"] == self.trace["seed"].min()].drop_duplicates("edit_id").set_index("edit_id")
+        first = self.trace.drop_duplicates("edit_id").set_index("edit_id")
         return int(first.loc[list(answering), "bytes"].sum() + first.loc[list(made), "key_bytes"].sum())
 
     def matrix(self, column: str) -> np.ndarray:
