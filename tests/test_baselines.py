@@ -317,6 +317,29 @@ def test_a_side_memory_is_sparse_bounded_and_fires_on_its_edit(backbone, example
     assert edit.fires(asked, states.hidden[:1], states.mask[:1], states.positions[:1]).tolist() == [True]
 
 
+def test_shards_are_merged_by_ties_by_hand() -> None:
+    """Of four entries the two largest stay; where signs differ the larger sum wins; what one alone has is not halved."""
+    one, other = torch.tensor([4.0, -3.0, 1.0, 0.0]), torch.tensor([2.0, 5.0, 0.0, 1.0])
+    assert wise.ties([one, other], 0.5).tolist() == [3.0, 5.0, 0.0, 0.0]
+
+
+def test_a_sequence_trains_one_shard_and_then_another(backbone, examples, states, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(wise, "SHARD", 2)
+    settings = OURS["wise"] | {"steps": 40}
+    learnt = fitted(wise, backbone, examples, settings, "test", tmp_path)
+    requests = [trace.request_of(one, row) for one, row in [(states, ROW), *((e.states, e.row) for e in examples[:2])]]
+    last, left = None, []
+    for number, request in enumerate(requests):
+        last = wise.edit(backbone, replace(request, start=last), settings | {"seed": number}, learnt)
+        left.append(last.fires)
+    first, second, third = left
+    assert [len(side.shards) for side in left] == [1, 1, 2] and [side.edits for side in left] == [1, 2, 3]
+    assert torch.equal(first.trained, second.trained) and not torch.equal(second.trained, third.trained)
+    assert not second.shards[0][~second.trained].any() and torch.equal(third.shards[0], second.shards[0])
+    assert third.least <= second.least <= first.least
+    assert torch.equal(next(iter(last.added.values())).delta, wise.ties(third.shards, wise.DENSITY))
+
+
 def test_activations_are_the_value_maps_inputs(backbone, states) -> None:
     found = wise.activations(backbone, states.hidden, states.mask, states.positions)
     mlp = backbone.decoder.layers[backbone.layer].mlp

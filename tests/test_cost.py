@@ -75,3 +75,14 @@ def test_every_cost_of_a_method(backbone, records, name: str, monkeypatch: pytes
         assert {"routed_hit_seconds", "routed_hit_per_unedited", "trace_per_forward", "full_per_trunk_seconds"} <= set(
             found.index
         )
+
+
+def test_some_methods_measured_anew_stand_beside_the_others(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "REPORT", tmp_path / "cost.csv")
+    row = dict(zip(cost.COLUMNS, ["okedit", "tiny", "ft", "edit_seconds", None, 1.5, 1.0, 2.0, 8], strict=True))
+    cost.keep(pd.DataFrame([row, row | {"method": "grace", "entries": 10}]), beside=False)
+    cost.keep(pd.DataFrame([row | {"method": "grace", "value": 2.5}]), beside=True)
+    found = pd.read_csv(tmp_path / "cost.csv").set_index("method")["value"]
+    assert found.to_dict() == {"ft": 1.5, "grace": 2.5}
+    cost.keep(pd.DataFrame([row | {"method": "grace"}]), beside=False)
+    assert pd.read_csv(tmp_path / "cost.csv")["method"].tolist() == ["grace"]

@@ -69,7 +69,7 @@ def test_fewer_probes_have_the_same_outcomes(backbone, records: Partial) -> None
 def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Partial) -> None:  # noqa: F811
     cell = two(backbone, "balancedit", lr=1e-2)
     asked = asked_of(cell)
-    trace, table = crossing.each(cell, cell.grid[0], cell.rows, asked, [[0], [0, 1]], records)
+    trace, table = crossing.each(cell, cell.grid[0], cell.rows, asked, [[0, 1]], [1, 2], records)
     assert trace.groupby("edit_id", sort=False).size().tolist() == [len(cell.queries[row["edit_id"]]) for row in cell.rows]
     assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
     own = table["entry"] == table["edit_id"]
@@ -97,15 +97,22 @@ def test_which_edits_may_answer_by_hand() -> None:
 
 
 def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
+    """On a line: keys at 0, 2 and 10. What comes later is taken in, if no key of another target lies in between."""
     apart = np.abs(np.array([[0.0], [2], [10]]) - np.array([0.0, 2, 10]))
-    assert np.argwhere(crossing.may_take_in(apart, [1, 3, 3], ["a", "a", "a"])).tolist() == [[0, 1], [1, 0]]
-    assert not crossing.may_take_in(apart, [9, 9, 9], ["a", "b", "c"]).any()
+
+    def taken(far: list[float], targets: str, *orders: list[int]) -> list[list[int]]:
+        return np.argwhere(crossing.may_take_in(apart, far, targets, orders)).tolist()
+
+    assert taken([3, 1, 9], "aaa", [0, 1, 2]) == [[0, 1]]
+    assert taken([3, 3, 9], "aaa", [0, 1, 2], [2, 1, 0]) == [[0, 1], [1, 0], [2, 1]]
+    assert taken([11, 9, 9], "aba", [0, 1, 2]) == []  # the second lies between the first and the third
+    assert taken([11, 9, 9], "aaa", [0, 1, 2]) == [[0, 1], [0, 2], [1, 2]]  # unless the first has taken it in
 
 
 def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Partial) -> None:  # noqa: F811
     cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
     asked = [asked_of(cell)[0], replace(asked_of(cell)[1], row=OTHER | {"split": "dev"})]
-    trace, met = crossing.each(cell, cell.grid[0], [ROW], asked, [[0]], records)
+    trace, met = crossing.each(cell, cell.grid[0], [ROW], asked, [[0]], [1], records)
     held_out = trace[(trace["edit_id"] == OTHER["edit_id"]) & ~trace["kind"].str.startswith("sample_")]
     assert met.empty and set(held_out["split"]) == {"dev"} and held_out["same_on"].all()
     assert trace.loc[(trace["edit_id"] == ROW["edit_id"]) & (trace["kind"] == "edit"), "target_on"].all()
@@ -153,6 +160,8 @@ def test_a_replay_by_hand() -> None:
         (2, [4], [1, 1, -1, 1, -1], 1, 0),
         (3, [4, 9], [1, 1, 2, 1, 2], 1, 0),
     ]
+    ((_, state),) = replay([0, 2, 1], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [3])
+    assert state.answers == [1, 2] and state.answering(range(5)).tolist() == [1, 1, 2, 1, 2]  # the later entry stays
     near = np.abs(places[:, None] - np.array([0.0, 2, 10]))
     ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2])
     assert [entry.radius for entry in state.book.entries] == [1, 1] and state.shrunk == 2
@@ -198,7 +207,7 @@ def test_retention_by_hand() -> None:
 
 def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
     cell = hand_made()
-    played = cell.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0)
+    played = cell.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
     cell = replace(cell, played=played)
     (everywhere,) = retention.shared(cell, [[0, 1]], None, "")
     assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()

@@ -60,8 +60,7 @@ def chain(params: Params, hyper: Mapping[str, Any], routed: bool, goes_on: bool)
         made = [one.row for one in asked if not one.held_out]
         seed, left = derive_seed(params.seed, "sequence", dataset), pd.DataFrame()
         drawn = orders(range(len(made)), settings.orders, seed)
-        subsets = [order[:at] for order in drawn for at in points(settings, len(made))]
-        trace, crossings = each(cell, hyper, made, asked, subsets, records)
+        trace, crossings = each(cell, hyper, made, asked, drawn, points(settings, len(made)), records)
         if goes_on:
             left = played(cell, hyper, made[: settings.shared], asked, settings, seed, records)
     return {"trace": trace, "crossings": crossings, "played": left}

@@ -10,7 +10,7 @@ from stages.editing.trace import Probe, States, probes_of, select, trace_edit
 from stages.okedit.schema import LOCALITY_KINDS
 
 ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
-KEPT = ("target_on", "same_on", "tf_on")
+KEPT = ("target_on", "same_on", "tf_on", "fires")
 HELD_OUT = "dev"  # the split whose edits are never made
 Row = Mapping[str, Any]
 

@@ -21,6 +21,7 @@ from stages.editing.trace import distances_to_key
 from stages.params import derive_seed
 
 SPARE = 2.0  # an entry may widen so many times its farthest sample as it takes in edits of its target
+Orders = Sequence[Sequence[int]]
 Table = np.ndarray  # [queries, edits]: a row each probe of all that is asked, a column each edit that is made
 
 
@@ -29,15 +30,16 @@ def each(
     hyper: Mapping[str, Any],
     made: Sequence[Row],
     asked: Sequence[Asked],
-    subsets: Sequence[Sequence[int]],
+    drawn: Orders,
+    at: Sequence[int],
     records: Partial,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trace of the edits `made` and of what is held out, and, behind a codebook, one row a made edit, called `entry`, and a
-    probe of any edit. `subsets` are the edits made, by number, whenever all is tested.
+    probe of any edit. `drawn` are the orders of the edits, by number, and all is tested after so many as `at` says.
     """
     make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
     tables = distances(cell, made, asked) if cell.method.router == "codebook" else {}
-    wanted = may_answer(tables, cell, made, asked, subsets) if tables else None
+    wanted = may_answer(tables, cell, made, asked, drawn, at) if tables else None
     own, met = [], []
     for column, row in enumerate(tqdm(made, desc=f"{cell.name}, each")):
         name = f"each-{row['edit_id']}"
@@ -72,20 +74,17 @@ def distances(cell: Cell, made: Sequence[Row], asked: Sequence[Asked]) -> dict[s
 
 
 def may_answer(
-    tables: Mapping[str, Table], cell: Cell, made: Sequence[Row], asked: Sequence[Asked], subsets: Sequence[Sequence[int]]
+    tables: Mapping[str, Table], cell: Cell, made: Sequence[Row], asked: Sequence[Asked], drawn: Orders, at: Sequence[int]
 ) -> np.ndarray:
-    """[queries, edits] bool: by some distance, the edit may answer the query when one of the `subsets` has been made; not the
-    query's own edit.
-    """
+    """[queries, edits] bool: by some distance, the edit may answer the query at some point of some order; not the query's own."""
     numbers = {row["edit_id"]: i for i, row in enumerate(made)}
     owner = np.array([numbers.get(one.row["edit_id"], -1) for one in asked for _ in one.probes])
     reaches, targets, wanted = [reach(cell, row) for row in made], [row["target"] for row in made], []
     for name, table in tables.items():
-        alike = may_take_in(
-            table[[int(np.argmax(owner == i)) for i in range(len(made))]], [far[name] for far in reaches], targets
-        )
-        found = nearest(table, owner, alike.any(1), subsets)
-        found |= found @ alike  # an entry answers with the newest edit that it has taken in
+        keys = table[[int(np.argmax(owner == i)) for i in range(len(made))]]  # an edit's own query is its first
+        taken = may_take_in(keys, [far[name] for far in reaches], targets, drawn)
+        found = nearest(table, owner, taken.any(0), [order[:points] for order in drawn for points in at])
+        found |= found @ taken  # an entry answers with the newest edit that it has taken in
         wanted.append(found & np.isfinite(table))
     answers = np.any(wanted, axis=0)
     answers[np.arange(len(owner)), owner] &= owner < 0
@@ -100,13 +99,21 @@ def reach(cell: Cell, row: Row) -> dict[str, float]:
     return {name: SPARE * float(np.nan_to_num(values, nan=-np.inf).max(initial=-np.inf)) for name, values in found.items()}
 
 
-def may_take_in(apart: np.ndarray, far: Sequence[float], targets: Sequence[str]) -> np.ndarray:
-    """[edits, edits] bool, symmetric: two edits of one target, the key of one within reach of the other; `apart` [edits, edits]
-    are the distances of their keys.
+def may_take_in(apart: np.ndarray, far: Sequence[float], targets: Sequence[str], drawn: Orders) -> np.ndarray:
+    """[edits, edits] bool: the first may take in the second, which comes later in some order, has the same target and lies within
+    its reach `far`, with no key in between but of edits that may have been taken in themselves; `apart` are the keys' distances.
     """
-    near = apart <= np.array(far)
-    alike = np.array(targets)[:, None] == np.array(targets)
-    return (near | near.T) & alike & ~np.eye(len(targets), dtype=bool)
+    found = np.zeros(apart.shape, dtype=bool)
+    for order in drawn:
+        absent = set()
+        for place, new in enumerate(order):
+            for old in sorted(order[:place], key=apart[new].__getitem__):
+                if targets[old] == targets[new] and apart[new, old] <= far[old]:
+                    found[old, new] = True
+                    absent.add(new)
+                if old not in absent:
+                    break
+    return found
 
 
 def nearest(table: Table, owner: np.ndarray, absent: np.ndarray, subsets: Sequence[Sequence[int]]) -> np.ndarray:

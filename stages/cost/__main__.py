@@ -1,7 +1,8 @@
 """Measure what editing costs on this machine: reports/cost.csv. Wall-clock is no result to be reproduced: this stands outside the
 graph, and compares things only within one run.
 
-    python -m stages.cost okedit llava-smollm2
+    python -m stages.cost okedit llava-smollm2                       # a dataset and a backbone: all methods in one run
+    python -m stages.cost okedit llava-smollm2 grace balancedit      # some anew; the other rows stay as they are
 """
 
 import sys
@@ -34,20 +35,33 @@ LAYER_COPIES = "balancedit"  # the editor whose entries are copies of a layer
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; needed: a dataset and a backbone")
-    params = load()
+    if len(sys.argv) < 3:
+        raise UserError(
+            f"arguments: {' '.join(sys.argv[1:])!r}; needed: a dataset and a backbone, and methods unless all are meant"
+        )
+    params, place, some = load(), sys.argv[1:3], sys.argv[3:]
     torch.set_num_threads(params.threads)
+    methods = [params.method(name).name for name in some or params.methods]
     found: list[dict[str, Any]] = []
-    for method in params.methods:
-        cell = Cell.open(params, *sys.argv[1:], method)
+    for method in methods:
+        cell = Cell.open(params, *place, method)
         hyper = tuning.chosen_beside(cell)
-        at = dict(zip(COLUMNS, (*sys.argv[1:], method), strict=False))
+        at = dict(zip(COLUMNS, (*place, method), strict=False))
         found += [at | one for one in costs(cell, hyper)]
+    table = pd.DataFrame(found)[COLUMNS]
+    keep(table, beside=bool(some))
+    print(table.to_string(index=False))
+    print(f"[cost] {len(found)} costs of {len(methods)} methods -> {REPORT}")
+
+
+def keep(table: pd.DataFrame, beside: bool) -> None:
+    """Write the report, `beside` what stands there of other methods and cells or in its place."""
+    if beside and REPORT.exists():
+        old, at = pd.read_csv(REPORT), COLUMNS[:3]
+        others = old[~pd.MultiIndex.from_frame(old[at]).isin(pd.MultiIndex.from_frame(table[at]))]
+        table = pd.concat([others, table.astype({"entries": float})])
     with write_atomically(REPORT) as temporary:
-        pd.DataFrame(found)[COLUMNS].to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
-    print(pd.DataFrame(found)[COLUMNS].to_string(index=False))
-    print(f"[cost] {len(found)} costs of {len(params.methods)} methods -> {REPORT}")
+        table.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
 
 
 def costs(cell: Cell, hyper: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Replay:
         before = [entry.radius for entry in self.book.entries]
         index = self.book.add(Entry(torch.tensor([float(edit)]), radius, target, Edit()))
         self.taken_in += int(index < len(before))
-        self.answers[index:] = [edit]
+        self.answers[index : index + 1] = [edit]
         after = [entry.radius for entry in self.book.entries]
         self.shrunk += sum(new < old for new, old in zip(after, [*before, radius], strict=False))
 

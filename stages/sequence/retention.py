@@ -124,15 +124,15 @@ def codebook(
 
 
 def shared(cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str) -> Iterator[Point]:
-    """Sequences in one set of weights. They answer every query or, as BalancEdit's released code has it, those within the last
-    edit's radius of any key: `radii` by edit_id.
+    """Sequences in one set of weights. They answer the queries that the editor's own router lets through, all where it has none,
+    or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id.
     """
     for (number, made), rows in cell.played.groupby(["order", "made"]):
         done = [cell.edits[i] for i in orders[number][:made]]
-        on = np.ones(len(cell.queries), dtype=bool)
+        now = rows.set_index(QUERY).reindex(cell.index)
+        on = now["fires"].to_numpy() > 0.5
         if radii is not None:
             on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
-        now = rows.set_index(QUERY).reindex(cell.index)
         found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
         yield cell.point(int(number), done, found, {"entries": 1, "bytes": cell.bytes_of(done, done[-1:])})
 
