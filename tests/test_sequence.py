@@ -1,13 +1,14 @@
 """Sequences of edits: what is traced for them, and by hand what is left after each."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.chains import crossing, played
+from stages.chains import crossing, kept, played
 from stages.chains.asked import KEPT, Asked, queries_of
 from stages.editing.cell import Cell
 from stages.editing.editor import Difference, load_editor
@@ -133,6 +134,24 @@ def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, record
     held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
     assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
+
+
+def test_what_is_kept_stands_as_long_as_what_it_was_made_from(backbone, tmp_path: Path) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    digest = kept.made_from(cell, cell.grid[0], SPREAD)
+    changed = [
+        kept.made_from(replace(cell, rows=[ROW]), cell.grid[0], SPREAD),
+        kept.made_from(cell, cell.grid[0] | {"lr": 1e-3}, SPREAD),
+        kept.made_from(cell, cell.grid[0], replace(SPREAD, orders=SPREAD.orders + 1)),
+    ]
+    assert len({digest, *changed}) == 4
+    table = pd.DataFrame({"edit_id": ["x"]})
+    kept.write(tmp_path / "made", {"trace": table}, digest)
+    kept.copy(tmp_path / "made", tmp_path / "kept")
+    assert kept.stands(tmp_path / "kept", digest) and not kept.stands(tmp_path / "kept", changed[0])
+    assert not kept.stands(tmp_path / "elsewhere", digest)
+    assert pd.read_parquet(tmp_path / "kept" / "trace.parquet").equals(table)
+    assert pd.read_parquet(tmp_path / "kept" / "played.parquet").empty
 
 
 def test_orders_are_fixed_and_differ() -> None:

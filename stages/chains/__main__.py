@@ -1,16 +1,19 @@
 """Make the edits of long sequences and trace what they do to each other: data/sequences/<dataset>-<backbone>-<method>/.
 
     python -m stages.chains okedit llava-smollm2 balancedit    # a dataset, a backbone and a method
+    python -m stages.chains keep                               # put what was made into reports/chains, which Git keeps
 
 trace.parquet has every edit by itself, crossings.parquet what it does to the others' probes behind a codebook, and played.parquet
-what is left where all edits share one set of weights. Tables have no rows where a method has no such sequence. Interrupted work
-resumes: each finished edit or order is kept under data/.partial.
+what is left where all edits share one set of weights. Tables have no rows where a method has no such sequence. What stands in
+reports/chains is not made again where it was made from the same. Interrupted work resumes: each finished edit or order is kept
+under data/.partial.
 """
 
 import json
 import sys
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +21,62 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from stages.chains import kept
 from stages.chains.asked import Asked, queries_of
 from stages.chains.crossing import each
 from stages.chains.played import orders, played, points
 from stages.editing.cell import Cell
 from stages.editing.editor import module_of
 from stages.okedit.schema import read_sequence
-from stages.params import Params, UserError, derive_seed, load, run, write_atomically
+from stages.params import Params, UserError, derive_seed, load, run
+from stages.settings import Sequence as Settings
 
 
 def main() -> None:
-    if len(sys.argv) != 4:
-        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; needed: a dataset, a backbone and a method")
-    params, name = load(), "-".join(sys.argv[1:])
+    keeps, names = sys.argv[1:] == ["keep"], sys.argv[1:]
+    if len(names) != 3 and not keeps:
+        raise UserError(f"arguments: {' '.join(names)!r}; needed: a dataset, a backbone and a method, or keep")
+    params = load()
     torch.set_num_threads(params.threads)
-    method, hyper = params.method(sys.argv[3]), settings_of(Path("data/traces") / f"{name}.parquet")
+    if keeps:
+        keep(params)
+    else:
+        make(params, *names)
+
+
+def make(params: Params, dataset: str, backbone: str, name: str) -> None:
+    """The tables of one cell, as they are kept or made."""
+    place = f"{dataset}-{backbone}-{name}"
+    method, hyper, settings = params.method(name), settings_of(Path("data/traces") / f"{place}.parquet"), params.sequence
     routed, goes_on = method.router == "codebook", getattr(module_of(method.editor), "goes_on", lambda _: False)(hyper)
-    found = chain(params, hyper, routed, goes_on) if routed or goes_on else dict.fromkeys(("trace", "crossings", "played"))
-    for table, rows in found.items():
-        keep(Path("data/sequences") / name / f"{table}.parquet", pd.DataFrame() if rows is None else rows)
-    made = 0 if found["trace"] is None else found["trace"]["edit_id"].nunique()
-    print(f"[chains] {name}: {made} edits -> data/sequences/{name}")
+    if not routed and not goes_on:
+        kept.write(kept.MADE / place, {}, "")
+        print(f"[chains] {place}: its edits cannot follow on each other here")
+        return
+    rows = read_sequence(
+        Path("data/okedit") / params.dataset(dataset).name,
+        params.edits,
+        settings.edits if routed else min(settings.edits, settings.shared),
+    )
+    cell = Cell.open(params, dataset, backbone, name, rows, partial(queries_of, count=settings.probes))
+    digest = kept.made_from(cell, hyper, settings)
+    if kept.stands(kept.KEPT / place, digest):
+        kept.copy(kept.KEPT / place, kept.MADE / place)
+        print(f"[chains] {place}: as {kept.KEPT / place} has it")
+        return
+    tables = chain(cell, hyper, settings, derive_seed(params.seed, "sequence", dataset), goes_on)
+    kept.write(kept.MADE / place, tables, digest)
+    print(f"[chains] {place}: {tables['trace']['edit_id'].nunique()} edits -> {kept.MADE / place}")
+
+
+def keep(params: Params) -> None:
+    """Put all cells that were made into the folder that Git keeps."""
+    for place in map("-".join, product(params.datasets, params.edited, params.methods)):
+        if not (kept.MADE / place).exists():
+            raise UserError(f"sequences: {kept.MADE / place} is missing; run the `chains` stage first")
+        if not kept.stands(kept.MADE / place, ""):
+            kept.copy(kept.MADE / place, kept.KEPT / place)
+            print(f"[chains] {kept.MADE / place} -> {kept.KEPT / place}")
 
 
 def settings_of(path: Path) -> Mapping[str, Any]:
@@ -48,28 +86,17 @@ def settings_of(path: Path) -> Mapping[str, Any]:
     return json.loads(pq.read_table(path, columns=["settings"])["settings"][0].as_py())
 
 
-def chain(params: Params, hyper: Mapping[str, Any], routed: bool, goes_on: bool) -> dict[str, pd.DataFrame]:
-    """The tables of one cell."""
-    dataset, backbone, method = sys.argv[1:]
-    folder, settings = Path("data/okedit") / params.dataset(dataset).name, params.sequence
-    rows = read_sequence(folder, params.edits, settings.edits if routed else min(settings.edits, settings.shared))
-    cell = Cell.open(params, dataset, backbone, method, rows, partial(queries_of, count=settings.probes))
+def chain(cell: Cell, hyper: Mapping[str, Any], settings: Settings, seed: int, goes_on: bool) -> dict[str, pd.DataFrame]:
+    """The tables of one cell, made."""
     code = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
     with cell.records("chain-", hyper, cell.method.key.span, settings.at, settings.orders, settings.probes, code) as records:
-        asked = [Asked.of(cell, row) for row in rows]
-        made = [one.row for one in asked if not one.held_out]
-        seed, left = derive_seed(params.seed, "sequence", dataset), pd.DataFrame()
+        asked = [Asked.of(cell, row) for row in cell.rows]
+        made, left = [one.row for one in asked if not one.held_out], pd.DataFrame()
         drawn = orders(range(len(made)), settings.orders, seed)
         trace, crossings = each(cell, hyper, made, asked, drawn, points(settings, len(made)), records)
         if goes_on:
             left = played(cell, hyper, made[: settings.shared], asked, settings, seed, records)
     return {"trace": trace, "crossings": crossings, "played": left}
-
-
-def keep(path: Path, table: pd.DataFrame) -> None:
-    """One parquet file, whole or not at all."""
-    with write_atomically(path) as temporary:
-        table.to_parquet(temporary, index=False, compression="zstd")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages.chains import played
+from stages.chains import kept, played
 from stages.chains.asked import HELD_OUT
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
@@ -26,8 +26,8 @@ OUT = Path("reports/sequences.csv")
 
 def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
     """A cell's edits by themselves, crossings and played sequences; tables without rows where the method has none."""
-    folder, parts = Path("data/sequences") / f"{dataset}-{backbone}-{method}", []
-    for name in ("trace", "crossings", "played"):
+    folder, parts = kept.MADE / f"{dataset}-{backbone}-{method}", []
+    for name in kept.TABLES:
         path = folder / f"{name}.parquet"
         if not path.exists():
             raise UserError(f"sequences: {path} is missing; run `python -m stages.chains {dataset} {backbone} {method}`")

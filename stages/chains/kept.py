@@ -1,0 +1,47 @@
+"""Where the tables of a cell's sequences stand, and what stands in Git of them: they take an hour and more to make, and are made
+only where something that decides them has changed.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.editing.cell import Cell
+from stages.params import write_atomically
+from stages.settings import Sequence as Settings
+
+MADE, KEPT = Path("data/sequences"), Path("reports/chains")
+TABLES, STAMP = ("trace", "crossings", "played"), "made_from"
+
+
+def made_from(cell: Cell, hyper: Mapping[str, Any], settings: Settings) -> str:
+    """A digest of what a cell's sequences depend on, but for the code."""
+    method = [cell.method.editor, cell.method.router, cell.method.key.span, hyper, asdict(settings), cell.seeds[:1]]
+    learnt = [example.row for example in cell.examples]
+    text = json.dumps([cell.backbone.fingerprint, *method, cell.rows, cell.samples, learnt])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write(folder: Path, tables: Mapping[str, pd.DataFrame], digest: str) -> None:
+    """One parquet file a table, whole or not at all, and what they were made from ("" where there is nothing to make)."""
+    for name in TABLES:
+        with write_atomically(folder / f"{name}.parquet") as temporary:
+            tables.get(name, pd.DataFrame()).to_parquet(temporary, index=False, compression="zstd")
+    (folder / STAMP).write_text(digest)
+
+
+def stands(folder: Path, digest: str) -> bool:
+    """Whether a folder's tables were made from what `digest` says."""
+    return (folder / STAMP).exists() and (folder / STAMP).read_text() == digest
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a folder's tables in the place of another's."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
