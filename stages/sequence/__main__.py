@@ -43,10 +43,10 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
     if not cell.edits:
         return pd.DataFrame()
     method, few = params.method(name), replace(cell, edits=cell.edits[: params.sequence.shared])
-    kinds, orders = {}, orders_of(params, dataset, few.edits)
+    kinds, orders, made = {}, orders_of(params, dataset, few.edits), cell.trace[cell.trace["edit_id"].isin(cell.edits)]
     if method.router == "codebook":
         method = settled(method, read_trace(dataset, backbone, name))
-        reach, column = routing.radii(cell.trace, method.key, method.radius), routing.distance_column(method.key, method.radius)
+        reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
         points = played.points(params.sequence, len(cell.edits))
         kinds["codebook"] = retention.codebook(cell, orders_of(params, dataset, cell.edits), points, radii, column)
@@ -54,7 +54,7 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
             kinds["released code"] = retention.shared(few, orders, radii, column)
     else:
         kinds["weights"] = retention.shared(few, orders, None, "")
-    on = pd.Series(routing.routed_on(cell.trace, method), index=pd.MultiIndex.from_frame(cell.trace[retention.QUERY]))
+    on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
     kinds["alone"] = [retention.alone(cell, on)]
     for memory, reached in kinds.items():
         found += [{"memory": memory} | row for point in reached for row in retention.scored(point, cell.edits)]

@@ -101,7 +101,7 @@ class Cell:
 
 def alone(cell: Cell, on: pd.Series) -> Point:
     """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
-    fires = on.reindex(cell.index).to_numpy(dtype=bool)
+    fires = on.reindex(cell.index, fill_value=False).to_numpy(dtype=bool)
     own = {name: cell.queries[told].to_numpy(dtype=float) for name, told in OUTCOMES.items()}
     point = cell.point(0, cell.edits, {name: np.where(fires, own[name], cell.unedited[name]) for name in OUTCOMES}, {})
     return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(cell.edits)])
