@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.chains import kept
-from stages.chains.asked import Asked, queries_of
+from stages.chains.asked import HELD_OUT, Asked, queries_of
 from stages.chains.crossing import each
 from stages.chains.played import orders, played, points
 from stages.editing.cell import Cell
@@ -66,7 +66,8 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
         return
     tables = chain(cell, hyper, settings, derive_seed(params.seed, "sequence", dataset), goes_on)
     kept.write(kept.MADE / place, tables, digest)
-    print(f"[chains] {place}: {tables['trace']['edit_id'].nunique()} edits -> {kept.MADE / place}")
+    made = tables["trace"].loc[tables["trace"]["split"] != HELD_OUT, "edit_id"].nunique()
+    print(f"[chains] {place}: {made} edits -> {kept.MADE / place}")
 
 
 def keep(params: Params) -> None:

@@ -38,18 +38,18 @@ def spent(table: pd.DataFrame) -> Table:
 def routed(table: pd.DataFrame) -> Table:
     """Seconds of a forward routed through a codebook over those of an unedited one: a row a method and number of entries."""
     table = need(table[table["cost"].isin(ROUTED)], "a method behind a codebook")
-    rows = []
+    shown, rows = ordered(ROUTED, table["cost"]), []
     for place, block in cells(table):
         for method in ordered(names.METHODS, block["method"]):
             for entries, part in block[block["method"] == method].groupby("entries"):
                 label = [*place, names.METHODS.get(method, method), f"{int(entries):,}"]
                 found = part.set_index("cost")
-                rows.append([*map(Cell, label), *(_middle(found, cost) for cost in ROUTED)])
+                rows.append([*map(Cell, label), *(_middle(found, cost) for cost in shown)])
     caption = (
         f"A forward that a codebook routes, and over the unedited one ({where(table)}): medians and quartiles of "
         f"{names.count(table['n']).removeprefix('n = ')} rounds on one machine. The queries of a batch go to different entries."
     )
-    return Table(["Dataset", "Backbone", "Method", "Entries", *ROUTED.values()], rows, caption, labels=3)
+    return Table(["Dataset", "Backbone", "Method", "Entries", *(ROUTED[cost] for cost in shown)], rows, caption, labels=3)
 
 
 def _middle(found: pd.DataFrame, cost: str) -> Cell:
