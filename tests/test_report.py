@@ -531,6 +531,10 @@ def test_what_is_left_after_all_edits(studied):
     assert "each edit alone | 6 | 50.0 |" in next(line for line in lines if "alone" in line)
 
 
+def test_ticks_that_stand_too_near_have_no_label():
+    assert sequences.spaced([1, 10, 50, 100, 300]) == ["1", "10", "50", "", "300"]
+
+
 def test_settings_are_told_with_how_many_were_tried(studied):
     lines = (studied / "reports/tables/settings.md").read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if "BalancEdit" in line).endswith("| BalancEdit | lr 0.003, margin 2.0 | 6 |")

@@ -1,5 +1,7 @@
 """Figure and table of sequences: what is left of every edit as more are made."""
 
+from collections.abc import Sequence
+
 import matplotlib
 import pandas as pd
 
@@ -40,7 +42,7 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
                     handles += ax.plot(middle.index, middle, color=colour, marker=marker, linestyle=dashed)
                     ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
                 ax.set_xscale("log")
-                ax.set_xticks(made := sorted(set(block["made"])), list(map(str, made)))
+                ax.set_xticks(made := sorted(set(block["made"])), spaced(made))
                 ax.minorticks_off()
                 ax.set_ylim(-3, 105)
                 ax.set_title(SHOWN[metric], loc="left")
@@ -53,6 +55,15 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
         f"{table['order'].nunique()} orders; bands: from the lowest to the highest. Loc, others: on edits that are never made."
     )
     return Drawing(figure, caption)
+
+
+def spaced(made: Sequence[int]) -> list[str]:
+    """Labels of ticks on a logarithmic axis, none where the last one is too near."""
+    labels, at = [], 0
+    for number in made:
+        labels.append(str(number) if number >= 3 * at else "")
+        at = number if labels[-1] else at
+    return labels
 
 
 def last(table: pd.DataFrame, protocol: str) -> Table:
