@@ -5,4 +5,4 @@ set -eu
 cd "$(dirname "$0")/.."
 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-0}" ./study dvc exp run \
     -S '++backbones.blip2-opt={checkpoint: Salesforce/blip2-opt-2.7b, revision: main, dtype: bfloat16, device_map: auto}' \
-    -S 'edited=[llava-smollm2,blip2-opt]' "$@"
+    -S 'edited=[llava-smollm2,blip2-smollm2,blip2-opt]' "$@"

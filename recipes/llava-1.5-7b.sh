@@ -5,4 +5,4 @@ set -eu
 cd "$(dirname "$0")/.."
 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-0}" ./study dvc exp run \
     -S '++backbones.llava-7b={checkpoint: llava-hf/llava-1.5-7b-hf, revision: main, dtype: bfloat16, device_map: auto}' \
-    -S 'edited=[llava-smollm2,llava-7b]' "$@"
+    -S 'edited=[llava-smollm2,blip2-smollm2,llava-7b]' "$@"

@@ -14,4 +14,4 @@ if [ ! -e models/minigpt4/config.json ]; then
 fi
 ./study dvc exp run \
     -S '++backbones.minigpt4={checkpoint: ./models/minigpt4, dtype: bfloat16, device_map: auto}' \
-    -S 'edited=[llava-smollm2,minigpt4]' "$@"
+    -S 'edited=[llava-smollm2,blip2-smollm2,minigpt4]' "$@"

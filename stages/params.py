@@ -23,6 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from stages.sections import UserError, count, expect, mapping, one_of, read_section, refuse, texts
 from stages.settings import (
     DEV,
+    DEVICES,
     STAGES,
     TOWER,
     Accuracy,
@@ -56,6 +57,7 @@ class Params:
 
     seed: int
     threads: int
+    device: str
     key: Key
     radius: Radius
     metrics: Metrics
@@ -127,15 +129,21 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
 
     training = _axis("training", raw, train)
     backbones = _axis("backbones", raw, backbone)
-    edited = texts("edited", raw["edited"], stages)
+    edited = {one_of(*backbones)("edited", name, stages): backbones[name] for name in texts("edited", raw["edited"], stages)}
     edits = read_section(Edits, "edits", raw["edits"], stages)
     datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
     if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
         raise UserError(f"radius.alpha: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number from 0 to 1")
 
+    sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
+    for axis, known, among in (("datasets", datasets, sequence.datasets), ("backbones", edited, sequence.backbones)):
+        for one in among:
+            one_of(*known)(f"sequence.{axis}", one, stages)
+
     return Params(
         seed=seed("seed", raw["seed"]),
         threads=count(1, 1024)("threads", raw["threads"], stages),
+        device=one_of(*DEVICES)("device", raw["device"], stages),
         key=key,
         radius=radius,
         metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
@@ -143,11 +151,11 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         training=training,
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
         backbones=backbones,
-        edited={one_of(*backbones)("edited", name, stages): backbones[name] for name in edited},
+        edited=edited,
         datasets=datasets,
         edits=edits,
         methods=_axis("methods", raw, method),
-        sequence=read_section(Sequence, "sequence", raw["sequence"], stages),
+        sequence=sequence,
         layers=read_section(Layers, "layers", raw["layers"], stages),
         seeds=_axis("seeds", raw, seed),
     )

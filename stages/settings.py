@@ -21,6 +21,7 @@ from stages.sections import (
     refuse,
     template_text,
     text,
+    texts,
 )
 
 T = TypeVar("T")
@@ -34,10 +35,14 @@ DISTANCES = ("euclidean", "cosine")
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "cpu", "cuda")
+DEVICES = ("cpu", "cuda")
 QUANTIZATIONS = ("none", "8bit")
 ROUTERS = ("never", "always", "codebook", "own", "oracle")
 # Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = ("editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial", "cell", "tuning")
+NOT_EDITORS = (
+    "editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial", "cell", "tuning", "kept", "size",
+    "vocabulary",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,11 @@ class Edits:
 @dataclass(frozen=True)
 class Sequence:
     """Editing one model many times over: how many edits, and how many where they share weights; their orders, after how many
-    all is tested, and probes of each kind.
+    all is tested, and probes of each kind. `datasets` and `backbones`: of which.
     """
 
+    datasets: tuple[str, ...] = entry(texts)
+    backbones: tuple[str, ...] = entry(texts)
     edits: int = entry(count(1))
     shared: int = entry(count(1))
     orders: int = entry(count(1))

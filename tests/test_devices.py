@@ -1,5 +1,7 @@
 """Models on an accelerator and in short types: no tensor meets one of another device, and edits stay exact where they must."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -7,10 +9,14 @@ from stages.backbone.adapters import adapt
 from stages.backbone.vlm import Backbone
 from stages.editing import trace
 from stages.editing.__main__ import fingerprint
+from stages.editing.cell import place
 from stages.editing.codebook import Codebook, Entry
 from stages.editing.editor import load_editor
+from stages.editing.fitting import Example
 from tests import elsewhere
+from tests.rows import ROW as DRAWN
 from tests.test_adapters import ARCHITECTURES, EDITORS, PICTURES, ROW, SAMPLES, open_checkpoint, save_checkpoint, words  # noqa: F401
+from tests.test_baselines import EVERY, _letters, examples, made  # noqa: F401
 
 PROBES = trace.probes_of(ROW, SAMPLES)
 
@@ -24,9 +30,9 @@ def traced(backbone: Backbone, editor: str) -> list[dict]:
 def moved(backbone: Backbone) -> Backbone:
     """The same backbone on the pretended accelerator; the one given is used up."""
     model, tokenizer, old = elsewhere.move(backbone.model), backbone.tokenizer, backbone.adapter
-    prompt = {"template": old.template, "end": old.end}
+    prompt = {"template": old.template, "end": old.end, "marks": old.marks}
     made = Backbone(model, tokenizer, backbone.layer, backbone.fingerprint, adapt(model, tokenizer, old.process, prompt))
-    made.add_pictures(PICTURES)
+    made.add_pictures(backbone._images)
     return made
 
 
@@ -64,6 +70,36 @@ def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp
             assert {k: there[k] for k in there.keys() - numbers} == {k: here[k] for k in here.keys() - numbers}
             for key in numbers:
                 assert there[key] == pytest.approx(here[key], abs=1e-3, rel=1e-3, nan_ok=True), key
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:  # noqa: F811
+    """What it learns from train edits first, the edit itself, when it answers, and what it does to the edit's probes."""
+    here = made(name, backbone, examples, states, tmp_path / "here")
+    expected = trace.trace_edit(backbone, DRAWN, probes, states, here)
+    backbone = moved(backbone)
+    with elsewhere.accelerator():
+        states = trace.run_trunk(backbone, DRAWN, probes)
+        again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
+        there = made(name, backbone, again, states, tmp_path / "there")
+        found = trace.trace_edit(backbone, DRAWN, probes, states, there)
+    assert there.loss == pytest.approx(here.loss, abs=1e-4) and there.steps == here.steps
+    for one, other in zip(expected, found, strict=True):
+        said = [key for key, value in one.items() if not isinstance(value, float)]
+        assert [other[key] for key in said] == [one[key] for key in said]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:  # noqa: F811
+    here = made(name, backbone, examples, states, tmp_path / "here")
+    place(backbone.model, "cuda")
+    backbone._shown.clear()
+    states = trace.run_trunk(backbone, DRAWN, probes)
+    again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
+    there = made(name, backbone, again, states, tmp_path / "there")
+    assert there.reached == here.reached and there.loss == pytest.approx(here.loss, rel=0.1, abs=0.02)
+    assert len(trace.trace_edit(backbone, DRAWN, probes, states, there)) == len(probes)
 
 
 def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:  # noqa: F811

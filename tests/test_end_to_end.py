@@ -49,6 +49,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     second = r"(?m)^  # (It goes on from|The same behind) .*\n  blip2-smollm2:\n(    .*\n)+"  # its training, and its parts
     params, found = re.subn(second, "", params)
     assert found == 2
+    params = params.replace("- blip2-smollm2\n", "").replace("  s1: 1\n  s2: 2\n", "")
+    params, found = re.subn(r"(?m)^  # Corrections:.*\n  evqa:\n(    .*\n)+", "", params)
+    assert found == 1
     chosen = params.index("  balancedit:\n    editor")
     params = re.sub(r"\[[\d.e, -]+, ([\d.e-]+)\]", r"\1", params[:chosen]) + params[chosen:]
     for key, value in TINY.items():

@@ -142,6 +142,18 @@ def test_targets_avoid_what_a_backbone_already_says(knowledge: Knowledge, assets
     assert {(q.question, q.image_id) for q in asked} == {(r.question, r.image_id) for r in rows}
 
 
+def test_one_more_backbone_changes_only_the_targets_that_it_says(knowledge, assets, backbone, monkeypatch) -> None:
+    says(monkeypatch, lambda *_: "Two")
+    before, _, _ = build(DATASET, knowledge, assets, [backbone], seed=0)
+    wrong = next(r.target for r in before)
+    says(monkeypatch, lambda asked, _: "Two" if asked is backbone else wrong)
+    after, _, rejected = build(DATASET, knowledge, assets, [backbone, copy.copy(backbone)], seed=0)
+    for old, new in zip(before, after, strict=True):
+        assert new.target != wrong and new.unedited == ("Two", wrong)
+        assert old.target in (wrong, new.target) and old.image_id == new.image_id
+    assert rejected["target: is the unedited answer"] >= sum(r.target == wrong for r in before) > 0
+
+
 def test_more_edits_than_facts_are_refused(knowledge: Knowledge, assets: Path, backbone) -> None:
     with pytest.raises(UserError, match=r"datasets\.small\.test: 400 is more than .* up to \d+"):
         build(dataclasses.replace(DATASET, test=400), knowledge, assets, [backbone], seed=0)

@@ -57,7 +57,7 @@ def test_the_committed_file_is_read_into_types(stages):
     assert params.method("ft").hyper["lr"] == [1e-4, 3e-4]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
     assert params.dataset("okedit").test == 150 and params.edits == Edits(25, 10, 100)
-    assert params.seeds == {"s0": 0}
+    assert params.seeds == {"s0": 0, "s1": 1, "s2": 2} and params.device == "cpu"
 
 
 def test_a_checkpoint_needs_its_name_alone(stages):
@@ -123,6 +123,9 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         ),
         (("training", "blip2-smollm2", "lora_rank"), 4, ("blip2-smollm2.lora_rank", "4", "16, that of llava-smollm2")),
         (("edited",), ["opt"], ("edited", "'opt'", "llava-smollm2, blip2-smollm2")),
+        (("device",), "gpu", ("device", "'gpu'", "cpu, cuda")),
+        (("sequence", "datasets"), ["okvqa"], ("sequence.datasets", "'okvqa'", "okedit, evqa")),
+        (("sequence", "backbones"), ["opt"], ("sequence.backbones", "'opt'", "llava-smollm2, blip2-smollm2")),
         (("edited",), [], ("edited", "[]", "a list of different texts")),
         (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
@@ -212,7 +215,7 @@ def test_every_key_of_the_committed_file_has_a_comment():
     inherited = {"span", "strategy", "epsilon"}  # GRACE's own entries of the sections key and radius
     assert len(keys) > 40
     # A seed's name documents itself under the comment of its section.
-    assert [key for key in bare if key not in inherited] == ["s0"]
+    assert [key for key in bare if key not in inherited] == ["s0", "s1", "s2"]
 
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.text(), max_size=4))

@@ -8,7 +8,8 @@ import pytest
 
 from stages.backbone.vlm import Backbone
 from stages.editing import cell as cells
-from stages.editing import tuning
+from stages.editing import kept, tuning
+from stages.editing.__main__ import edit, keep
 from stages.editing.cell import Cell, label
 from stages.editing.editor import module_of
 from stages.editing.partial import Partial
@@ -94,3 +95,28 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
 def test_one_value_each_needs_no_choice(backbone: Backbone, records: Partial, tmp_path: Path) -> None:
     cell = make(backbone, method("balancedit", lr=1e-2, margin=0.1))
     assert label(tuning.chosen(cell, records, tmp_path / "none.csv")) == '{"lr": 0.01, "margin": 0.1, "rank": 0, "steps": 50}'
+
+
+def test_a_trace_in_git_is_taken_while_what_decides_it_is_the_same(backbone, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    cell = make(backbone, method("ft", part="layer", lr=1e-2, steps=50, loss=0.05))
+    samples = [sample | {"edit_id": DEV["edit_id"]} for sample in SAMPLES]
+    cell = replace(cell, rows=[DEV | {"split": "test"}], samples=samples)
+    edit(PARAMS, cell)
+    keep([["tiny_set", "tiny", "ft"]])
+    whole = (kept.KEPT / "tiny_set-tiny-ft.parquet").read_bytes()
+    assert "made_from" in pd.read_parquet(kept.KEPT / "tiny_set-tiny-ft.parquet") and "has it" not in capsys.readouterr().out
+    (kept.MADE / "tiny_set-tiny-ft.parquet").unlink()
+    monkeypatch.setattr(Cell, "trace", lambda *_: pytest.fail("made again"))
+    edit(PARAMS, cell)
+    assert (kept.MADE / "tiny_set-tiny-ft.parquet").read_bytes() == whole and "has it" in capsys.readouterr().out
+    for other in (
+        replace(cell, rows=[DEV | {"split": "test", "target": "cat"}]),
+        replace(cell, seeds=[1]),
+        replace(cell, grid=[cell.grid[0] | {"steps": 49}]),
+        replace(cell, samples=[samples[0] | {"question": "Else?"}, *samples[1:]]),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            edit(PARAMS, other)
+    with pytest.raises(UserError, match="trace: .*tiny-lora.parquet is missing; run the `edits` stage first"):
+        keep([["tiny_set", "tiny", "lora"]])

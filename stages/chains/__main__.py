@@ -72,7 +72,7 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
 
 def keep(params: Params) -> None:
     """Put all cells that were made into the folder that Git keeps."""
-    for place in map("-".join, product(params.datasets, params.edited, params.methods)):
+    for place in map("-".join, product(params.sequence.datasets, params.sequence.backbones, params.methods)):
         if not (kept.MADE / place).exists():
             raise UserError(f"sequences: {kept.MADE / place} is missing; run the `chains` stage first")
         if not kept.stands(kept.MADE / place, ""):

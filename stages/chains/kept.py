@@ -2,16 +2,14 @@
 only where something that decides them has changed.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from stages.editing import kept
 from stages.editing.cell import Cell
 from stages.params import write_atomically
 from stages.settings import Sequence as Settings
@@ -21,11 +19,9 @@ TABLES, STAMP = ("trace", "crossings", "played"), "made_from"
 
 
 def made_from(cell: Cell, hyper: Mapping[str, Any], settings: Settings) -> str:
-    """A digest of what a cell's sequences depend on, but for the code."""
-    method = [cell.method.editor, cell.method.router, cell.method.key.span, hyper, asdict(settings), cell.seeds[:1]]
-    learnt = [example.row for example in cell.examples]
-    text = json.dumps([cell.backbone.fingerprint, *method, cell.rows, cell.samples, learnt])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A digest of what a cell's sequences depend on, but for the code and the device."""
+    size = [settings.edits, settings.shared, settings.orders, settings.at, settings.probes]
+    return kept.made_from(cell, hyper, cell.seeds[:1], cell.method.router, cell.method.key.span, size)
 
 
 def write(folder: Path, tables: Mapping[str, pd.DataFrame], digest: str) -> None:

@@ -3,42 +3,51 @@
     python -m stages.editing okedit llava-smollm2 balancedit    # a dataset, a backbone and a method
     python -m stages.editing tune                               # reports/tuning.csv: each method's settings, by its dev edits
     python -m stages.editing tune okedit llava-smollm2 ft       # of one cell
+    python -m stages.editing keep                               # put what was made into reports/traces, which Git keeps
 
-Interrupted work resumes: each finished edit is kept under data/.partial until the trace is whole.
+What stands in reports/traces is not made again where it was made from the same; without it, everything is. Interrupted work
+resumes: each finished edit is kept under data/.partial until the trace is whole.
 """
 
 import hashlib
 import sys
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import torch
 
 from stages.backbone.vlm import Backbone
-from stages.editing import tuning
+from stages.editing import kept, tuning
 from stages.editing.cell import Cell, label
 from stages.okedit.schema import write_table
 from stages.params import Params, UserError, load, run
 
 
 def main() -> None:
-    tunes, names = sys.argv[1:2] == ["tune"], sys.argv[2 if sys.argv[1:2] == ["tune"] else 1 :]
-    if len(names) != 3 and not (tunes and not names):
-        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; needed: [tune] and a dataset, a backbone and a method")
+    does, names = ("", sys.argv[1:]) if sys.argv[1:2] not in (["tune"], ["keep"]) else (sys.argv[1], sys.argv[2:])
+    if len(names) != 3 and (names or not does):
+        raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; needed: [tune | keep] and a dataset, a backbone and a method")
     params = load()
     torch.set_num_threads(params.threads)
-    if tunes:
-        tune(params, [names] if names else list(product(params.datasets, params.edited, params.methods)))
+    cells = [names] if names else list(product(params.datasets, params.edited, params.methods))
+    if does == "tune":
+        tune(params, cells)
+    elif does == "keep":
+        keep(cells)
     else:
         edit(params, Cell.open(params, *names))
 
 
 def edit(params: Params, cell: Cell) -> None:
-    """Make and trace a cell's edits."""
-    before = fingerprint(cell.backbone)
+    """Make and trace a cell's edits, or take them from Git."""
+    before, path = fingerprint(cell.backbone), kept.MADE / f"{cell.name}.parquet"
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
+        digest = kept.made_from(cell, hyper, cell.seeds)
+        if kept.stands(cell.name, digest):
+            kept.copy(kept.KEPT / path.name, path)
+            print(f"[edits] {cell.name}: as {kept.KEPT / path.name} has it")
+            return
         # dev edits choose α; other methods have no use for them once settings are chosen
         rows = cell.rows if cell.method.router == "codebook" else [row for row in cell.rows if row["split"] == "test"]
         traced = cell.trace(hyper, rows, cell.seeds, records)
@@ -46,11 +55,18 @@ def edit(params: Params, cell: Cell) -> None:
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
-        path = Path("data/traces") / f"{cell.name}.parquet"
+        said |= {"device": params.device, "made_from": digest}
         write_table(path, [row | said for row in traced])
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     print(f"[edits] {cell.name}: {len(rows)} edits x {len(cell.seeds)} seeds{failed}, {len(traced)} rows -> {path}")
+
+
+def keep(cells: Sequence[Sequence[str]]) -> None:
+    """Put the traces of cells into the folder that Git keeps."""
+    for name in map("-".join, cells):
+        kept.copy(kept.MADE / f"{name}.parquet", kept.KEPT / f"{name}.parquet")
+    print(f"[edits] {len(cells)} traces -> {kept.KEPT}")
 
 
 def tune(params: Params, cells: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
@@ -23,7 +25,7 @@ from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_edits, read_images, read_made
 from stages.params import Params, UserError, derive_seed
-from stages.settings import Method
+from stages.settings import Embedded, Method
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size", "vocabulary")  # modules that editors share
@@ -71,6 +73,8 @@ class Cell:
         training = {row["edit_id"]: training_probes(row) for row in learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
+        if isinstance(settings, Embedded):  # a real checkpoint has a device_map of its own
+            place(opened.model, params.device)
         opened.add_pictures(pictures)
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
         run = partial(_states, opened, digests)
@@ -149,6 +153,19 @@ class Cell:
             print(f"[edits] training diverged: {error}", file=sys.stderr)
             return lambda *_: Edit(loss=float("nan"), diverged=True), []
         return partial(self.editor.edit, fitted=state), tensors_in(state)
+
+
+def place(model: nn.Module, device: str) -> None:
+    """Move a model to `device`, where sums have full precision and one order; UserError where PyTorch sees no such device."""
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device: 'cuda' is not allowed: PyTorch sees no GPU here; allowed: cpu")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS sums in no fixed order
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its gradients have no fixed order
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    model.to(device)
 
 
 def few(probes: Sequence[Probe], count: int) -> list[Probe]:

@@ -69,7 +69,7 @@ def begin(backbone: Backbone, prompts: Prompts, past: DynamicCache | None) -> Tr
 
 def prefixed(backbone: Backbone, prompts: Prompts | None, prefix: Sequence[int]) -> Prompts:
     """Prompts of P positions with K tokens before each, as a batch of K + P positions; without prompts, the prefix alone."""
-    ids = torch.tensor([list(prefix)], device=backbone.model.device)
+    ids = torch.tensor([list(prefix)])
     mask = torch.ones_like(ids, dtype=torch.bool)
     positions = backbone.adapter.positions(ids, mask, [None])
     alone = Prompts(backbone.adapter.embed(ids), mask, positions, {"prompt": mask})

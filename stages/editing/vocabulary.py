@@ -21,9 +21,10 @@ class _OnePass(torch.autograd.Function):
     def forward(
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        biases = [None] * len(weight.split(BLOCK)) if bias is None else bias.split(BLOCK)
+        size = BLOCK if weight.device.type == "cpu" else len(weight)  # an accelerator has no such cache to stay in
+        biases = [None] * len(weight.split(size)) if bias is None else bias.split(size)
         top, total, mean, logits = -torch.inf, 0.0, 0.0, []  # the softmax's maximum and denominator; Σ exp(logit − top)·row
-        for rows, shift in zip(weight.split(BLOCK), biases, strict=True):
+        for rows, shift in zip(weight.split(size), biases, strict=True):
             part = F.linear(states, rows, shift).float()
             now = part.amax(1, keepdim=True).clamp(min=top)
             mass, shrink = (part - now).exp(), (top - now).exp()

@@ -110,7 +110,7 @@ def activations(backbone: Backbone, hidden: torch.Tensor, mask: torch.Tensor, po
 
 def score(inputs: torch.Tensor, delta: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Δ [B]: the norm of A(x)·(W′ − W), a mean over the prompt, of inputs [B, P, in] and the difference [out, in]."""
-    return mean_over(F.linear(inputs, delta).norm(dim=-1, keepdim=True), mask)[:, 0]
+    return mean_over(F.linear(inputs, delta).norm(dim=-1, keepdim=True).cpu(), mask)[:, 0]
 
 
 def margins(edit: torch.Tensor, irrelevant: torch.Tensor, settings: Mapping[str, Any]) -> torch.Tensor:

@@ -42,9 +42,9 @@ def distances(samples: pd.DataFrame, distance: str, span: str) -> Drawing:
                 colour, hatch = _look(kind)
                 box.set(facecolor=colour, hatch=hatch, linewidth=0.6)
             ax.set_yticks(range(1, len(kinds) + 1), [KINDS.get(kind, kind) for kind in kinds])
-            ax.set_xlabel(f"distance to key ({distance}, {span})")
             ax.set_title(f"{dataset}, {backbone}", loc="left")
         axes[0, 0].invert_yaxis()
+        figure.supxlabel(f"distance to key ({distance}, {span})", fontsize=8)
         legend(figure, [patch(*_look(kind)) for kind in (POSITIVE, "black")], ["positive", "negative"])
     caption = (
         f"Distance of each sample to its edit's key ({where(samples)}; {distance}, span {span}). Boxes: quartiles; whiskers: "

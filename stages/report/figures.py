@@ -96,41 +96,32 @@ def _kind_look(kind: str) -> tuple[str, str]:
 
 
 def outcomes(table: pd.DataFrame) -> Drawing:
-    """Shares of the outcomes by probe kind, one panel a method."""
+    """Shares of the outcomes of one dataset and backbone by probe kind, one panel a method."""
     shares = tables.outcome_shares(table)
     kinds, methods = ordered(names.KINDS, shares["kind"]), ordered(names.METHODS, shares["method"])
     looks = {"target": (COLOURS[0], ""), "unchanged": ("#DDDDDD", ""), "other": (COLOURS[1], "////")}
     with matplotlib.rc_context(STYLE):
-        found = cells(shares)
         columns = min(max(len(methods), 1), 4)
-        across = -(-len(methods) // columns)
-        figure, axes = panels(len(found) * across, columns, PAGE, 2.2, sharey=True, sharex=True)
-        for ax in axes.flat:
+        figure, axes = panels(-(-len(methods) // columns), columns, PAGE, 2.2, sharey=True, sharex=True)
+        for ax in axes.flat[len(methods) :]:
             ax.set_visible(False)
-        for i, ((_, backbone), block) in enumerate(found):
-            for j, method in enumerate(methods):
-                ax = axes[i * across + j // columns, j % columns]
-                ax.set_visible(True)
-                part = block[block["method"] == method].set_index("kind").reindex(kinds)
-                left = np.zeros(len(kinds))
-                for outcome, (colour, hatch) in looks.items():
-                    width = 100 * part[outcome].fillna(0).to_numpy()
-                    look = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.4}
-                    ax.barh(range(len(kinds)), width, left=left, **look)
-                    left += width
-                ax.set_title(
-                    names.METHODS.get(method, method) + (f"\n{backbone}" if len(found) > 1 else ""),
-                    loc="left",
-                )
-                ax.set_yticks(range(len(kinds)), [names.KINDS.get(k, k) for k in kinds])
-                ax.tick_params(labelbottom=True)
+        for ax, method in zip(axes.flat, methods, strict=False):
+            part = shares[shares["method"] == method].set_index("kind").reindex(kinds)
+            left = np.zeros(len(kinds))
+            for outcome, (colour, hatch) in looks.items():
+                width = 100 * part[outcome].fillna(0).to_numpy()
+                look = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.4}
+                ax.barh(range(len(kinds)), width, left=left, **look)
+                left += width
+            ax.set_title(names.METHODS.get(method, method), loc="left")
+            ax.set_yticks(range(len(kinds)), [names.KINDS.get(k, k) for k in kinds])
+            ax.tick_params(labelbottom=True)
         axes[0, 0].invert_yaxis()
         figure.supxlabel("probes (%)", fontsize=8)
         handles = [patch(c, h) for c, h in looks.values()]
         legend(figure, handles, ["target", "unchanged", "another answer"])
     caption = (
-        f"What the edited model answers, by probe kind ({where(shares)}): share of probes, mean over test "
-        "edits "
+        f"What the edited model answers, by probe kind ({where(shares)}): share of probes, mean over test edits "
         f"({count(shares['n'])}). For hops, target is what follows from the edit."
     )
     return Drawing(figure, caption)

@@ -68,7 +68,7 @@ def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[i
 
 def main() -> None:
     params = load()
-    cells = list(product(params.datasets, params.edited, params.methods))
+    cells = list(product(params.sequence.datasets, params.sequence.backbones, params.methods))
     tables = [sequences(params, *cell) for cell in tqdm(cells, desc="sequences")]
     whole = pd.concat([table for table in tables if len(table)])
     columns = [*CELL, "order", "made", "protocol", "metric", "value", "n"]

@@ -127,19 +127,28 @@ class Builder:
         return image_id
 
     def target(self, fact: Fact, rng: np.random.Generator) -> str:
-        """A false answer of the true answer's type that no backbone already gives."""
+        """A false answer of the true answer's type that no backbone already gives. It is drawn from what the first does not give,
+        and again where another does: with one more backbone to edit, most targets stay.
+        """
         pool = set(self.relations[fact.relation].facts.values()) - self.truth.own(fact.relation, fact.concept)
-        allowed = []
+        first, others, allowed = fact.said[:1], fact.said[1:], []
         for answer in sorted(pool):
             if self.truth.may_be(fact.relation, fact.concept, answer):
                 self.rejected.note("target: may be true", f"{fact.edit_id}: {answer}")
-            elif any(same(answer, said) for said in fact.said):
-                self.rejected.note("target: is the unedited answer", f"{fact.edit_id}: {answer}")
-            else:
+            elif not self.is_said(answer, first, fact):
                 allowed.append(answer)
-        if not allowed:
-            raise UserError(f"{fact.relation}: no counterfactual answer is left for {fact.concept!r}")
-        return allowed[rng.integers(len(allowed))]
+        while allowed:
+            drawn = allowed.pop(rng.integers(len(allowed)))
+            if not self.is_said(drawn, others, fact):
+                return drawn
+        raise UserError(f"{fact.relation}: no counterfactual answer is left for {fact.concept!r}")
+
+    def is_said(self, answer: str, said: Sequence[str], fact: Fact) -> bool:
+        """Whether a backbone says so before the edit; such an answer is counted."""
+        found = any(same(answer, one) for one in said)
+        if found:
+            self.rejected.note("target: is the unedited answer", f"{fact.edit_id}: {answer}")
+        return found
 
     def same_question(self, fact: Fact, target: str, rng: np.random.Generator) -> list[dict]:
         """The edit's question about the concepts most like its own in its vendor's drawings, and about random others; one of a
