@@ -459,6 +459,20 @@ def test_best_edited_model_is_bold_and_the_unedited_never():
     ]
 
 
+def test_balance_has_a_column_a_dataset_and_backbone_with_its_own_best():
+    rows = grid(method=["base", "ft", "grace"], protocol=["strict"], metric=["hm", "locality"])
+    rows += [row | {"dataset": "other"} for row in rows]
+    means = {("okedit", "ft"): 0.6, ("okedit", "grace"): 0.5, ("other", "ft"): 0.2, ("other", "grace"): 0.3}
+    for row in rows:
+        row["mean"] = means.get((row["dataset"], row["method"]), 0.9) if row["metric"] == "hm" else 1.0
+    table = tables.balance(pd.DataFrame(rows), "strict", 0.95)
+    assert [[(cell.text, cell.best) for cell in row[1:]] for row in table.rows] == [
+        [("90.0", False), ("90.0", False)],
+        [("60.0", True), ("20.0", False)],
+        [("50.0", False), ("30.0", True)],
+    ]
+
+
 def test_outcome_shares_are_means_over_edits_not_probes():
     outcomes = [("e1", "target"), ("e1", "target"), ("e1", "other"), ("e1", "other"), ("e2", "unchanged")]
     rows = [PLACE | {"method": "ft", "split": "test", "kind": "edit", "edit_id": e, "outcome": o} for e, o in outcomes]

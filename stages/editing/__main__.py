@@ -40,7 +40,7 @@ def main() -> None:
 
 def edit(params: Params, cell: Cell) -> None:
     """Make and trace a cell's edits, or take them from Git."""
-    before, path = fingerprint(cell.backbone), kept.MADE / f"{cell.name}.parquet"
+    path = kept.MADE / f"{cell.name}.parquet"
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
         digest = kept.made_from(cell, hyper, cell.seeds)
@@ -48,6 +48,7 @@ def edit(params: Params, cell: Cell) -> None:
             kept.copy(kept.KEPT / path.name, path)
             print(f"[edits] {cell.name}: as {kept.KEPT / path.name} has it")
             return
+        before = fingerprint(cell.backbone)
         # dev edits choose α; other methods have no use for them once settings are chosen
         rows = cell.rows if cell.method.router == "codebook" else [row for row in cell.rows if row["split"] == "test"]
         traced = cell.trace(hyper, rows, cell.seeds, records)

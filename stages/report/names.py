@@ -93,8 +93,8 @@ REPORTS = {
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
         ("scores_strict", "scores_teacher_forced", "distances"),
-        ("main_strict", "main_teacher_forced", "paired_strict", "paired_teacher_forced", "probes_strict",
-         "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
+        ("balance_strict", "main_strict", "balance_teacher_forced", "main_teacher_forced", "paired_strict",
+         "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
     ),
     "ablations": Report(
         "Ablations",

@@ -83,6 +83,24 @@ def main(table: pd.DataFrame, protocol: str, level: float) -> Table:
     return scores(table, protocol, names.MAIN, "Main results", level)
 
 
+def balance(table: pd.DataFrame, protocol: str, level: float) -> Table:
+    """HM alone: one row a method, one column a dataset and backbone."""
+    table = need(select(table, protocol=protocol, metric="hm"), protocol)
+    places, rows = cells(table), []
+    for method in ordered(names.METHODS, table["method"]):
+        entries = []
+        for _, block in places:
+            best = pd.Series({"hm": block[block["method"] != "base"]["mean"].max()})
+            entries.append(_entry(block[block["method"] == method].set_index("metric"), "hm", method != "base", best))
+        rows.append([Cell(names.METHODS.get(method, method)), *entries])
+    caption = (
+        f"HM, the harmonic mean of text generality, image generality and locality ({names.PROTOCOLS[protocol]} protocol): mean "
+        f"over edits in per cent and {percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits. Bold: "
+        "best edited model."
+    )
+    return Table(["Method", *(", ".join(place) for place, _ in places)], rows, caption)
+
+
 def paired(table: pd.DataFrame, protocol: str, level: float) -> Table:
     """What BalancEdit gains on each other method, in points with an interval; bold where a paired test tells them apart."""
     table = need(select(table, protocol=protocol), protocol)
