@@ -63,13 +63,13 @@ class Cell:
         editor = module_of(chosen.editor)
         grid = [asdict(one) for one in chosen.grid(editor.Settings)]
         folder, sampled = Path("data/okedit") / source.name, Path("data/samples") / source.name
-        rows = read_made(folder, params.edits) if rows is None else rows
+        rows = [needed(row) for row in (read_made(folder, params.edits) if rows is None else rows)]
         if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
             raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
         images = read_images(folder / "images.parquet", sampled / "images.parquet")
         samples = pq.read_table(sampled / "samples.parquet").to_pylist()
         queries = {row["edit_id"]: ask(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
-        learnt = read_edits(folder, ("train",))[: params.edits.train] if hasattr(editor, "fit") else []
+        learnt = [needed(row) for row in read_edits(folder, ("train",))[: params.edits.train]] if hasattr(editor, "fit") else []
         training = {row["edit_id"]: training_probes(row) for row in learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
@@ -153,6 +153,11 @@ class Cell:
             print(f"[edits] training diverged: {error}", file=sys.stderr)
             return lambda *_: Edit(loss=float("nan"), diverged=True), []
         return partial(self.editor.edit, fitted=state), tensors_in(state)
+
+
+def needed(row: Row) -> dict[str, Any]:
+    """An edit without what backbones answered before it: nothing here depends on that, and one more backbone changes no more."""
+    return {key: value for key, value in row.items() if key != "unedited"}
 
 
 def place(model: nn.Module, device: str) -> None:

@@ -180,7 +180,8 @@ def optimise(
 
     Raises FloatingPointError when the loss is not finite or ends higher than it began.
     """
-    optimiser = torch.optim.Adam(parameters, lr=lr)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)  # one pass over a weight instead of eight
+    optimiser = torch.optim.Adam(parameters, lr=lr, fused=fused)
     target, first = request.target[0], None
     for step in range(steps + 1):
         loss, logits = request_loss(backbone, request, edit)
