@@ -5,8 +5,10 @@ configuration.
 import ast
 import itertools
 import json
+import operator
 import re
 from fnmatch import fnmatch
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -91,12 +93,17 @@ def test_the_params_module_imports_no_stage() -> None:
     assert imports(MODULES["stages.settings"]) == {"stages.sections"} and imports(MODULES["stages.sections"]) == set()
 
 
+def parameter(source: str) -> dict | list:
+    """What ${…} stands for in params.yaml."""
+    return reduce(operator.getitem, source[2:-1].split("."), PARAMS)
+
+
 def cells(stage: dict) -> list[dict[str, str]]:
     """What the names in ${…} stand for, in every cell of a stage's matrix or of what it is done for."""
     if "foreach" in stage:
-        section = PARAMS[stage["foreach"][2:-1]]
+        section = parameter(stage["foreach"])
         return [{"key": key} | {f"item.{name}": value for name, value in entry.items()} for key, entry in section.items()]
-    axes = {f"item.{axis}": PARAMS[source[2:-1]] for axis, source in stage.get("matrix", {}).items() if isinstance(source, str)}
+    axes = {f"item.{axis}": parameter(source) for axis, source in stage.get("matrix", {}).items() if isinstance(source, str)}
     return [dict(zip(axes, cell, strict=True)) for cell in itertools.product(*axes.values())]
 
 
