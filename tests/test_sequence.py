@@ -138,6 +138,7 @@ def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, record
 
 def test_what_is_kept_stands_as_long_as_what_it_was_made_from(backbone, tmp_path: Path) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
+    cell = replace(cell, samples=[sample | {"edit_id": cell.rows[0]["edit_id"]} for sample in cell.samples])
     digest = kept.made_from(cell, cell.grid[0], SPREAD)
     changed = [
         kept.made_from(replace(cell, rows=[ROW]), cell.grid[0], SPREAD),
