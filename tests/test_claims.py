@@ -112,7 +112,7 @@ def test_cells_are_those_of_the_parameters() -> None:
     renamed = outcomes(backbone=next(iter(params.edited)))
     left = pd.DataFrame(columns=["dataset", "backbone"])
     opened, *others = open_cells(params, pd.concat([renamed, renamed.assign(backbone="gone")]), left)
-    assert [len(one.outcomes) for one in others] == [0] * (len(params.edited) - 1)
+    assert [len(one.outcomes) for one in others] == [0] * (len(params.datasets) * len(params.edited) - 1)
     assert opened.ours == ["balancedit"] and set(opened.baselines) == set(params.methods) - {"base", "balancedit"}
     assert len(opened.outcomes) == len(renamed) and opened.draws.shape == (params.metrics.resamples, 4)
     assert np.array_equal(opened.draws, open_cells(params, renamed, left)[0].draws)

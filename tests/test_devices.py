@@ -83,7 +83,7 @@ def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, pr
         again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
         there = made(name, backbone, again, states, tmp_path / "there")
         found = trace.trace_edit(backbone, DRAWN, probes, states, there)
-    assert there.loss == pytest.approx(here.loss, abs=1e-4) and there.steps == here.steps
+    assert there.loss == pytest.approx(here.loss, rel=1e-2, abs=1e-3) and there.reached == here.reached
     for one, other in zip(expected, found, strict=True):
         said = [key for key, value in one.items() if not isinstance(value, float)]
         assert [other[key] for key in said] == [one[key] for key in said]
