@@ -13,6 +13,7 @@ from stages.editing import full, ike, lora, sentences, serac, trace, wise
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit, answer_states, attempt, differences, module_of, optimise, request_loss
 from stages.editing.fitting import Example, fitted, learn, training_probes
+from stages.editing.size import size_of
 from stages.params import UserError, load
 from tests.rows import ROW
 from tests.test_editing import SETTINGS, bits
@@ -294,6 +295,17 @@ def test_serac_learns_the_targets_it_reads(backbone, examples, states, tmp_path)
     assert after.fires(asked)[0]
 
 
+def test_in_a_sequence_a_query_goes_to_the_most_similar_edit_of_the_memory(backbone, examples, tmp_path) -> None:
+    """Letters decide: "Tell me!" is nearest to the two edits of "Tell me?", of which the later one answers."""
+    learnt, last = serac.fit(backbone, examples, OURS["serac"], tmp_path / "fit.pt"), None
+    for example, target in zip((*examples, examples[0]), ("cat", "dog", "ox"), strict=True):
+        request = trace.request_of(example.states, example.row)
+        last = serac.edit(backbone, replace(request, start=last, answer=target), OURS["serac"], learnt)
+    prefixes = [last.recall(Query(text, "red")).prefix for text in ("Tell me!", "Which one is it?")]
+    assert prefixes == [serac.reminder(backbone, *edit) for edit in (("Tell me?", "ox"), ("Which one?", "dog"))]
+    assert len(last.recall.edits) == 3 and size_of(last, list(learnt["counterfactual"])) == 8 * len(last.prefix)
+
+
 # -- WISE ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +390,23 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
 
     run(50, tmp_path / "part.pt")  # as long as one checkpoint
     assert torch.equal(run(120, tmp_path / "part.pt"), run(120, tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_training_ends_where_the_loss_on_what_is_held_out_was_least(tmp_path: Path, interrupted: bool) -> None:
+    """A weight grows by .01 a step and is asked after 50, 100, 150 and 160; of 1.0 it is nearest after 100."""
+    module, checkpoint = torch.nn.Linear(1, 1, bias=False), tmp_path / "part.pt"
+    torch.nn.init.zeros_(module.weight)
+    asked = []
+
+    def held_out() -> float:
+        asked.append(round(module.weight.item(), 2))
+        return abs(module.weight.item() - 1.0)
+
+    for steps in (100, 160) if interrupted else (160,):
+        groups = [{"params": list(module.parameters()), "lr": 0.01}]
+        learn(module, groups, lambda _: -module.weight.sum(), steps, checkpoint, held_out)
+    assert asked == [0.5, 1.0, 1.5, 1.6] and module.weight.item() == pytest.approx(1.0)
 
 
 def test_what_was_learnt_is_kept_by_content(backbone, examples, tmp_path, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Editors and traces: edits succeed and restore, outcomes and distances by hand, resumption."""
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, replace
@@ -15,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 from stages.backbone.vlm import Backbone, Query
-from stages.editing import trace, vocabulary
+from stages.editing import editor, trace, vocabulary
 from stages.editing.cell import decode_shown
-from stages.editing.editor import Edit, exact_with_margin, load_editor, module_of
+from stages.editing.editor import Edit, differences, exact_with_margin, load_editor, module_of
 from stages.editing.partial import Partial
 from stages.editing.transform import Layer, replaced
 from stages.okedit.schema import encode
@@ -55,6 +56,27 @@ def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, st
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
     assert bits(backbone) == before
+
+
+@pytest.mark.parametrize("name", ["balancedit", "finetune"])
+def test_the_edited_layer_attends_once_and_all_steps_are_the_same(backbone, states, monkeypatch, name: str) -> None:
+    attention, calls = backbone.decoder.layers[backbone.layer].self_attn, []
+    attention.register_forward_hook(lambda *_: calls.append(1))
+    request = trace.request_of(states, ROW)
+    once = load_editor(name)(backbone, request, SETTINGS[name])
+    assert len(calls) == 1 and backbone.decoder.layers[backbone.layer].self_attn is attention
+    monkeypatch.setattr(editor, "attending_once", lambda *_: contextlib.nullcontext())
+    always = load_editor(name)(backbone, request, SETTINGS[name])
+    assert len(calls) == 2 + always.steps and (once.steps, once.loss) == (always.steps, always.loss)
+    weights = [next(iter(edit.added.values())).delta if edit.added else edit.output.weight for edit in (once, always)]
+    assert torch.equal(*weights)
+
+
+def test_attention_that_the_edit_changes_runs_every_time(backbone, states) -> None:
+    layer, below = backbone.decoder.layers[backbone.layer], backbone.decoder.layers[backbone.layer - 1]
+    for part in (layer.self_attn.q_proj, below.mlp.up_proj):
+        with editor.attending_once(backbone, Edit(added=differences([part], [torch.zeros_like(part.weight)]))):
+            assert not isinstance(layer.self_attn, editor.Remembered)
 
 
 def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, states) -> None:

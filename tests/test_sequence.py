@@ -11,7 +11,7 @@ from stages.backbone.vlm import Backbone
 from stages.chains import crossing, kept, played
 from stages.chains.asked import KEPT, Asked, queries_of
 from stages.editing.cell import Cell
-from stages.editing.editor import Difference, load_editor
+from stages.editing.editor import Difference, Edit, load_editor
 from stages.editing.partial import Partial
 from stages.editing.trace import probes_of, request_of, run_trunk, trace_edit
 from stages.editing.transform import Layer, Value
@@ -19,6 +19,7 @@ from stages.params import UserError, load
 from stages.sequence import retention
 from stages.sequence.replay import replay
 from tests.rows import ROW, SAMPLES
+from tests.test_baselines import OURS, PARTS
 from tests.test_editing import SETTINGS
 from tests.test_tuning import make, method, records  # noqa: F401
 
@@ -45,6 +46,26 @@ def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone
     assert again.steps == 0 or first.steps == SETTINGS[name]["steps"]
     kept = next(iter(again.added.values()), again.output)
     assert isinstance(kept, Difference | Layer | Value)
+
+
+@pytest.mark.parametrize("name", ["lora", "finetune-connector"])
+def test_edits_below_the_layer_go_on_from_each_other(backbone, name: str) -> None:
+    editor, settings = name.split("-")[0], OURS[name.split("-")[0]] | PARTS.get(name, {})
+    request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
+    first = load_editor(editor)(backbone, request, settings)
+    again = load_editor(editor)(backbone, replace(request, start=first), settings | {"steps": 1, "lr": 1e-9})
+    assert first.reached and first.steps > 0 and again.loss == pytest.approx(first.loss, rel=1e-4)
+
+
+def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    one, none = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), Edit()
+    asked = asked_of(cell)[0]
+    recalled = replace(none, recall=lambda query: one if query.image_id == ROW["image_id"] else none)
+    expected = [(one if probe.image_id == ROW["image_id"] else none) for probe in asked.probes]
+    by_each = {id(edit): asked.outcomes(cell, edit) for edit in (one, none)}
+    assert asked.outcomes(cell, recalled) == [by_each[id(edit)][i] for i, edit in enumerate(expected)]
+    assert by_each[id(one)] != by_each[id(none)]
 
 
 def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:

@@ -48,7 +48,7 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
     """The tables of one cell, as they are kept or made."""
     place = f"{dataset}-{backbone}-{name}"
     method, hyper, settings = params.method(name), settings_of(Path("data/traces") / f"{place}.parquet"), params.sequence
-    routed, goes_on = method.router == "codebook", getattr(module_of(method.editor), "goes_on", lambda _: False)(hyper)
+    routed, goes_on = method.router == "codebook", getattr(module_of(method.editor), "GOES_ON", False)
     if not routed and not goes_on:
         kept.write(kept.MADE / place, {}, "")
         print(f"[chains] {place}: its edits cannot follow on each other here")

@@ -16,6 +16,8 @@ from stages.editing.editor import Edit, Request, exact_with_margin, optimise, re
 from stages.editing.transform import Layer, compress, whole
 from stages.sections import count, entry, number
 
+GOES_ON = True  # an edit can go on from another, as in the released code, which has one copy for all
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,11 +41,6 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)
     edit = Edit(layer, **found)
     return compressed(backbone, request, edit, settings["rank"]) if settings["rank"] else edit
-
-
-def goes_on(settings: Mapping[str, Any]) -> bool:
-    """An edit can go on from another's copy, as the authors' released code has it."""
-    return True
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 An editor is a module of this folder: `Settings`, a dataclass of its hyper-parameters (`stages.params.entry` fields), and
 `edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see `stages.editing.fitting`);
 its `edit` takes what that returned as a fourth argument. One whose edits depend on `settings["seed"]` says so by `RANDOM = True`,
-and is repeated with every seed. The backbone's own weights are never written to: an `Edit` is applied by hooks.
+and is repeated with every seed. `GOES_ON = True` says that an edit can go on from another, in a sequence without a codebook, and
+`BESIDE = True` that both are then kept. The backbone's own weights are never written to: hooks apply an `Edit`.
 """
 
 import contextlib
@@ -53,14 +54,16 @@ class Edit:
 
     `output` replaces the output of the edited linear map; `added` adds to the outputs of other linear maps; `prefix` holds
     tokens that stand before every prompt. An edit with none of them changes nothing. `fires` is the editor's own router, where
-    it has one. `steps` and `loss` describe the optimisation, `reached` says whether it ended on an exact match of the target,
-    `diverged` that the method failed in numbers: such an edit changes nothing.
+    it has one. `recall` gives the edit that a query goes to, where an editor keeps those of a sequence beside each other.
+    `steps` and `loss` describe the optimisation, `reached` says whether it ended on an exact match of the target, `diverged`
+    that the method failed in numbers: such an edit changes nothing.
     """
 
     output: Output | None = None
     added: Mapping[nn.Module, Added] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
     fires: Fires | None = None
+    recall: "Callable[[Query], Edit] | None" = None
     steps: int = 0
     loss: float = 0.0
     reached: bool = False
@@ -163,6 +166,37 @@ def request_loss(backbone: Backbone, request: Request, edit: Edit) -> tuple[torc
     return target_loss(backbone.adapter.head, states[0], request.target[0])
 
 
+class Remembered(nn.Module):
+    """Stands for a module that is asked the same again and again: it runs once, and the answer has no gradient to lose."""
+
+    def __init__(self, part: nn.Module):
+        super().__init__()
+        self.part, self.answers = part, []
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        if not self.answers:
+            self.answers.append(self.part(*args, **kwargs))
+        return self.answers[0]
+
+
+@contextlib.contextmanager
+def attending_once(backbone: Backbone, edit: Edit) -> Iterator[None]:
+    """While open, the edited map's layer attends only once, to states that stay the same, where the edit changes nothing before
+    that.
+    """
+    layer = backbone.decoder.layers[backbone.layer]
+    attention = getattr(layer, "self_attn", None)
+    own = attention is not None and any(part is backbone.edited for part in layer.modules())
+    if not own or not edit.within_tail(backbone) or any(part in edit.added for part in attention.modules()):
+        yield
+        return
+    layer.self_attn = Remembered(attention)
+    try:
+        yield
+    finally:
+        layer.self_attn = attention
+
+
 def optimise(
     backbone: Backbone,
     request: Request,
@@ -183,16 +217,17 @@ def optimise(
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)  # one pass over a weight instead of eight
     optimiser = torch.optim.Adam(parameters, lr=lr, fused=fused)
     target, first = request.target[0], None
-    for step in range(steps + 1):
-        loss, logits = request_loss(backbone, request, edit)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
-        first = loss.item() if first is None else first
-        if step == steps or stop(logits, loss.item()):
-            break
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
-        optimiser.step()
+    with attending_once(backbone, edit):
+        for step in range(steps + 1):
+            loss, logits = request_loss(backbone, request, edit)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
+            first = loss.item() if first is None else first
+            if step == steps or stop(logits, loss.item()):
+                break
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimiser.step()
     if loss.item() > first:
         raise FloatingPointError(f"the loss rose from {first} to {loss.item()} in {step} steps")
     for parameter in parameters:

@@ -18,6 +18,8 @@ from stages.editing.editor import Edit, Request, differences, linear_maps, optim
 from stages.params import UserError
 from stages.sections import count, entry, number, one_of
 
+GOES_ON = True  # an edit can go on from what another left
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -42,11 +44,6 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
 
     found = optimise(backbone, request, Edit(added=added), deltas, lr=settings["lr"], steps=settings["steps"], stop=stop)
     return Edit(added=added, **found)
-
-
-def goes_on(settings: Mapping[str, Any]) -> bool:
-    """Whether an edit can go on from the weights that another left: where the frozen trunk stays as it was."""
-    return settings["part"] != "connector"
 
 
 def tuned(backbone: Backbone, settings: Mapping[str, Any]) -> list[nn.Linear]:

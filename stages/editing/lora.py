@@ -19,6 +19,7 @@ from stages.editing.editor import Edit, Request, exact_with_margin, linear_maps,
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
+GOES_ON = True  # an edit can go on from what another left
 PROJECTIONS = ("q_proj", "v_proj")
 
 
@@ -62,8 +63,9 @@ def updates(maps: Sequence[nn.Linear], tensors: Sequence[torch.Tensor], scale: f
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fit all updates together with Adam until the target is exact by `margin` logits, at most `steps` steps."""
-    maps = linear_maps(backbone.decoder, *PROJECTIONS)
-    tensors = [tensor.requires_grad_() for tensor in untrained(maps, settings["rank"], settings["seed"])]
+    maps, before = linear_maps(backbone.decoder, *PROJECTIONS), request.start.added if request.start else {}
+    begun = [part.clone() for one in before.values() for part in (one.a, one.b)]
+    tensors = [part.requires_grad_() for part in begun or untrained(maps, settings["rank"], settings["seed"])]
     added = updates(maps, tensors, settings["scale"] / settings["rank"])
     stop = exact_with_margin(request.target[0], settings["margin"])
     found = optimise(backbone, request, Edit(added=added), tensors, lr=settings["lr"], steps=settings["steps"], stop=stop)

@@ -27,6 +27,8 @@ from stages.okedit.schema import LOCALITY_KINDS
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
+GOES_ON = True  # an edit can go on from what another left
+HELD_OUT = 0.2  # share of the train edits that choose among checkpoints
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
 
 
@@ -139,21 +141,32 @@ def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) 
 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Train the network, `steps` train edits one after the other in a drawn order; returns its weights."""
+    """Train the network, `steps` train edits one after the other in a drawn order, but for the last `HELD_OUT` of them: on these
+    the loss decides which of its checkpoints it is (section 4, "early stopping"). Returns its weights.
+    """
     maps = edited_maps(backbone, settings["layers"])
     mend = Mend(maps, settings).to(backbone.model.device)
+    apart = int(HELD_OUT * len(examples))
+    learnt, others = examples[: len(examples) - apart], examples[len(examples) - apart :]
+
+    def loss_on(example: Example, rng: np.random.Generator, watch: bool) -> torch.Tensor:
+        factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
+        if watch:
+            mend.watch(factors)
+        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, rng)
 
     def loss_of(step: int) -> torch.Tensor:
-        epoch, place = divmod(step, len(examples))
-        order = np.random.default_rng([settings["seed"], epoch]).permutation(len(examples))
-        example, rng = examples[order[place]], np.random.default_rng([settings["seed"], step, 1])
-        factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
-        mend.watch(factors)
-        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, rng)
+        epoch, place = divmod(step, len(learnt))
+        order = np.random.default_rng([settings["seed"], epoch]).permutation(len(learnt))
+        return loss_on(learnt[order[place]], np.random.default_rng([settings["seed"], step, 1]), watch=True)
+
+    def held_out() -> float:
+        losses = [loss_on(one, np.random.default_rng([settings["seed"], i, 2]), watch=False) for i, one in enumerate(others)]
+        return torch.stack(losses).mean().item()
 
     network = [p for name, p in mend.named_parameters() if name != "alpha"]
     groups = [{"params": network, "lr": settings["lr"]}, {"params": [mend.alpha], "lr": settings["lr_lr"]}]
-    learn(mend, groups, loss_of, settings["steps"], checkpoint)
+    learn(mend, groups, loss_of, settings["steps"], checkpoint, held_out if others else None)
     return dict(mend.state_dict())
 
 
@@ -197,8 +210,3 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"the loss is {loss.item()} after one step")
     return Edit(added=added, steps=1, loss=loss.item(), reached=bool((logits.argmax(-1) == request.target[0]).all()))
-
-
-def goes_on(settings: Mapping[str, Any]) -> bool:
-    """An edit can go on from the weights that another left: the network trained for one edit is applied again."""
-    return True

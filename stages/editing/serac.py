@@ -7,12 +7,14 @@ to a counterfactual model, which reads that edit before the query. The base mode
 - The counterfactual model h is smaller than the base model in what it trains: low-rank updates of every layer of the language
   model. It is trained on the train edits' queries in scope to answer y after "q y" (section 3.3).
 
+In a sequence a query goes to the edit in the memory that g finds most similar, the latest of equal ones.
+
 As in the multimodal SERAC of MMEdit (Cheng et al., EMNLP 2023), the classifier reads text alone, so that it cannot tell two
 pictures apart under one question, and the counterfactual model also sees the picture.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from stages.editing.vocabulary import target_loss
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
+GOES_ON = True  # an edit can go on from what another left
+BESIDE = True  # in a sequence all edits are kept
 OUTSIDE = ("other_question", "unrelated", "text_only")  # kinds whose question is another than the edit's
+SAME = 1e-5  # two embeddings of one question may differ by so much, with what is embedded beside them
 ROWS = 3  # queries in scope a step of training
 
 
@@ -45,6 +50,18 @@ class Settings:
     steps: int = entry(count(0), default=50000)
     rank: int = entry(count(1), default=8)
     scale: float = entry(number(above=0), default=32.0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Edits beside each other, and the embeddings [N, E] of their questions."""
+
+    keys: torch.Tensor
+    edits: tuple[Edit, ...]
+
+    def __call__(self, query: Query) -> Edit:
+        similar = self.keys @ sentences.embed([query.question])[0]
+        return self.edits[int((similar > similar.max() - SAME).nonzero()[-1])]
 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -112,7 +129,7 @@ def reminder(backbone: Backbone, question: str, answer: str) -> tuple[int, ...]:
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
-    """Put the edit in the memory: no training, and the router is the scope classifier."""
+    """Put the edit in the memory, behind those that are there: no training, and the router is the scope classifier."""
     key, scope = sentences.embed([request.query.question])[0], fitted["scope"]
 
     def fires(queries: Sequence[Query], *_states: torch.Tensor) -> torch.Tensor:
@@ -121,4 +138,6 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
     added = lora.updates(maps, fitted["counterfactual"], settings["scale"] / settings["rank"])
     made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), fires=fires)
-    return full.measured(backbone, request, made)
+    alone, before = full.measured(backbone, request, made), request.start.recall if request.start else None
+    keys, edits = (key[None], (alone,)) if before is None else (torch.cat([before.keys, key[None]]), (*before.edits, alone))
+    return replace(alone, recall=Memory(keys, edits))

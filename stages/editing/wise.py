@@ -29,6 +29,7 @@ from stages.editing.trace import request_of
 from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
+GOES_ON = True  # an edit can go on from what another left
 SHARD = 25  # edits that train the same entries: two shards for a sequence of 50, as the paper has two of 500 for 1,000
 DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
@@ -160,8 +161,3 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     side = SideMemory(backbone, (*finished, delta), trained, edits, least, settings["ratio"])
     reached = bool((logits.argmax(-1) == target).all())
     return Edit(added=differences([value], [side.merged]), fires=side, steps=step, loss=loss.item(), reached=reached)
-
-
-def goes_on(settings: Mapping[str, Any]) -> bool:
-    """An edit can go on from the side memory that another left."""
-    return True

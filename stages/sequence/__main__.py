@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from stages.chains import kept, played
 from stages.chains.asked import HELD_OUT
+from stages.editing.editor import module_of
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
@@ -53,7 +54,8 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
         if len(cell.played):
             kinds["released code"] = retention.shared(few, orders, radii, column)
     else:
-        kinds["weights"] = retention.shared(few, orders, None, "")
+        beside = getattr(module_of(method.editor), "BESIDE", False)
+        kinds["memory" if beside else "weights"] = retention.shared(few, orders, None, "", beside)
     on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
     kinds["alone"] = [retention.alone(cell, on)]
     for memory, reached in kinds.items():

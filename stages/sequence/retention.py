@@ -123,9 +123,12 @@ def codebook(
             yield cell.point(number, [cell.edits[i] for i in order[:made]], found, counts)
 
 
-def shared(cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str) -> Iterator[Point]:
+def shared(
+    cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str, beside: bool = False
+) -> Iterator[Point]:
     """Sequences in one set of weights. They answer the queries that the editor's own router lets through, all where it has none,
-    or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id.
+    or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All edits are
+    kept where they stand `beside` each other, else what the last one left.
     """
     for (number, made), rows in cell.played.groupby(["order", "made"]):
         done = [cell.edits[i] for i in orders[number][:made]]
@@ -134,7 +137,8 @@ def shared(cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, floa
         if radii is not None:
             on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
         found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
-        yield cell.point(int(number), done, found, {"entries": 1, "bytes": cell.bytes_of(done, done[-1:])})
+        kept = done if beside else done[-1:]
+        yield cell.point(int(number), done, found, {"entries": len(kept), "bytes": cell.bytes_of(done, kept)})
 
 
 def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
