@@ -4,7 +4,7 @@
     python -m stages.chains keep                               # put what was made into reports/chains, which Git keeps
 
 trace.parquet has every edit by itself, crossings.parquet what it does to the others' probes behind a codebook, and played.parquet
-what is left where all edits share one set of weights. Tables have no rows where a method has no such sequence. What stands in
+what is left where each edit goes on from the one before. Tables have no rows where a method has no such sequence. What stands in
 reports/chains is not made again where it was made from the same. Interrupted work resumes: each finished edit or order is kept
 under data/.partial.
 """

@@ -1,5 +1,5 @@
-"""Where all edits share one set of weights (FT, MEND, and BalancEdit as its released code has it), each goes on from the one
-before. Such sequences are played: at some points, every edit made so far is tested.
+"""Where all edits share one set of weights (fine-tuning, MEND, and BalancEdit as its released code has it) or one memory (SERAC),
+each goes on from the one before. Such sequences are played: at some points, every edit made so far is tested.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def played(
 def sequence(
     cell: Cell, make: Callable[..., Edit], hyper: Mapping[str, Any], order: Sequence[Row], at: Sequence[int]
 ) -> Iterator[tuple[int, Edit]]:
-    """Make the edits of `order`, each from the weights that the one before left; gives the last after each number in `at`."""
+    """Make the edits of `order`, each going on from the one before; gives the last after each number in `at`."""
     last = None
     for done, row in enumerate(order, 1):
         edit = cell.made(make, hyper, row, cell.seeds[0], start=last)

@@ -24,7 +24,7 @@ from stages.editing.trace import GENERALITY, Probe, States, probes_of
 from stages.params import write_atomically
 
 PICTURES = 2  # other pictures of a training edit
-EVERY = 50  # steps between two checkpoints
+EVERY = 25  # steps between two checkpoints
 CLIP = 100.0  # norm of the gradient, as in MEND's and SERAC's own settings
 
 

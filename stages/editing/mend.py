@@ -142,26 +142,29 @@ def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Train the network, `steps` train edits one after the other in a drawn order, but for the last `HELD_OUT` of them: on these
-    the loss decides which of its checkpoints it is (section 4, "early stopping"). Returns its weights.
+    the loss decides which of its checkpoints it is, as in the authors' training. Returns its weights.
     """
     maps = edited_maps(backbone, settings["layers"])
     mend = Mend(maps, settings).to(backbone.model.device)
     apart = int(HELD_OUT * len(examples))
     learnt, others = examples[: len(examples) - apart], examples[len(examples) - apart :]
 
-    def loss_on(example: Example, rng: np.random.Generator, watch: bool) -> torch.Tensor:
-        factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
-        if watch:
-            mend.watch(factors)
-        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, rng)
+    def factors(example: Example) -> list[torch.Tensor]:
+        return factors_of(backbone, request_of(example.states, example.row), maps)[0]
 
     def loss_of(step: int) -> torch.Tensor:
         epoch, place = divmod(step, len(learnt))
         order = np.random.default_rng([settings["seed"], epoch]).permutation(len(learnt))
-        return loss_on(learnt[order[place]], np.random.default_rng([settings["seed"], step, 1]), watch=True)
+        example, rng = learnt[order[place]], np.random.default_rng([settings["seed"], step, 1])
+        mend.watch(found := factors(example))
+        return outer_loss(backbone, example, Edit(added=mend(maps, found)), settings, rng)
 
     def held_out() -> float:
-        losses = [loss_on(one, np.random.default_rng([settings["seed"], i, 2]), watch=False) for i, one in enumerate(others)]
+        found, losses = [factors(example) for example in others], []
+        with torch.no_grad():
+            for i, (example, rows) in enumerate(zip(others, found, strict=True)):
+                rng = np.random.default_rng([settings["seed"], i, 2])
+                losses.append(outer_loss(backbone, example, Edit(added=mend(maps, rows)), settings, rng))
         return torch.stack(losses).mean().item()
 
     network = [p for name, p in mend.named_parameters() if name != "alpha"]

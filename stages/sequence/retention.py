@@ -31,7 +31,7 @@ class Point:
 @dataclass(frozen=True)
 class Cell:
     """What `stages.chains` says of a method: its edits by themselves, what they do to each other's probes, and what is left where
-    they share weights; `edits` are those that are made, as they come.
+    each goes on from another; `edits` are those that are made, as they come.
     """
 
     trace: pd.DataFrame
