@@ -71,6 +71,11 @@ def test_every_output_is_there(clone: Path) -> None:
     assert (clone / "reports/figures/edit_example.png").stat().st_size > 10_000
 
 
+def test_a_backbone_does_not_say_whether_the_hub_was_asked(clone: Path) -> None:
+    for path in (clone / "data/backbones").glob("*/tokenizer_config.json"):
+        assert "local_files_only" not in json.loads(path.read_text())
+
+
 def test_balancedit_is_strictly_reliable(clone: Path) -> None:
     scores = pd.read_csv(clone / "reports/scores.csv")
     strict = scores[(scores["protocol"] == "strict") & (scores["metric"] == "reliability")].groupby(["method", "dataset"])["mean"]

@@ -174,6 +174,7 @@ def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], S
     unfinished = folder.with_name(f"{name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(unfinished)
+    tokenizer.init_kwargs.pop("local_files_only", None)  # whether the hub was asked is no part of a tokenizer
     tokenizer.save_pretrained(unfinished)
     (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
