@@ -135,9 +135,9 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
         raise UserError(f"radius.alpha: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number from 0 to 1")
 
-    sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
-    for axis, known, among in (("datasets", datasets, sequence.datasets), ("backbones", edited, sequence.backbones)):
-        for one in among:
+    sequence, methods = read_section(Sequence, "sequence", raw["sequence"], stages), _axis("methods", raw, method)
+    for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", methods)):
+        for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)
 
     return Params(
@@ -154,7 +154,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         edited=edited,
         datasets=datasets,
         edits=edits,
-        methods=_axis("methods", raw, method),
+        methods=methods,
         sequence=sequence,
         layers=read_section(Layers, "layers", raw["layers"], stages),
         seeds=_axis("seeds", raw, seed),

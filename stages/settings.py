@@ -169,12 +169,13 @@ class Edits:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Editing one model many times over: how many edits, and how many where they share weights; their orders, after how many
-    all is tested, and probes of each kind. `datasets` and `backbones`: of which.
+    """Editing one model many times over: how many edits, and how many where each goes on from another; their orders, after how
+    many all is tested, and probes of each kind. `datasets`, `backbones` and `methods`: of which, and by which.
     """
 
     datasets: tuple[str, ...] = entry(texts)
     backbones: tuple[str, ...] = entry(texts)
+    methods: tuple[str, ...] = entry(texts)
     edits: int = entry(count(1))
     shared: int = entry(count(1))
     orders: int = entry(count(1))

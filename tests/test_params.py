@@ -126,6 +126,7 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("device",), "gpu", ("device", "'gpu'", "cpu, cuda")),
         (("sequence", "datasets"), ["okvqa"], ("sequence.datasets", "'okvqa'", "okedit, evqa")),
         (("sequence", "backbones"), ["opt"], ("sequence.backbones", "'opt'", "llava-smollm2, blip2-smollm2")),
+        (("sequence", "methods"), ["rome"], ("sequence.methods", "'rome'", "base, ft, ft_l")),
         (("edited",), [], ("edited", "[]", "a list of different texts")),
         (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),

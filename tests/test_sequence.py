@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
+from stages.chains import __main__ as chains
 from stages.chains import crossing, kept, played
 from stages.chains.asked import KEPT, Asked, queries_of
 from stages.editing.cell import Cell
@@ -66,6 +67,11 @@ def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
     by_each = {id(edit): asked.outcomes(cell, edit) for edit in (one, none)}
     assert asked.outcomes(cell, recalled) == [by_each[id(edit)][i] for i, edit in enumerate(expected)]
     assert by_each[id(one)] != by_each[id(none)]
+
+
+def test_what_cannot_be_played_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="sequence.methods: 'ike' is not allowed; allowed: router codebook, or an editor whose"):
+        chains.make(load("params.yaml"), "okedit", "llava-smollm2", "ike")
 
 
 def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:

@@ -47,12 +47,13 @@ def main() -> None:
 def make(params: Params, dataset: str, backbone: str, name: str) -> None:
     """The tables of one cell, as they are kept or made."""
     place = f"{dataset}-{backbone}-{name}"
-    method, hyper, settings = params.method(name), settings_of(Path("data/traces") / f"{place}.parquet"), params.sequence
+    method, settings = params.method(name), params.sequence
     routed, goes_on = method.router == "codebook", getattr(module_of(method.editor), "GOES_ON", False)
     if not routed and not goes_on:
-        kept.write(kept.MADE / place, {}, "")
-        print(f"[chains] {place}: its edits cannot follow on each other here")
-        return
+        raise UserError(
+            f"sequence.methods: {name!r} is not allowed; allowed: router codebook, or an editor whose edits go on from each other"
+        )
+    hyper = settings_of(Path("data/traces") / f"{place}.parquet")
     rows = read_sequence(
         Path("data/okedit") / params.dataset(dataset).name,
         params.edits,
@@ -72,12 +73,11 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
 
 def keep(params: Params) -> None:
     """Put all cells that were made into the folder that Git keeps."""
-    for place in map("-".join, product(params.sequence.datasets, params.sequence.backbones, params.methods)):
+    for place in map("-".join, product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods)):
         if not (kept.MADE / place).exists():
             raise UserError(f"sequences: {kept.MADE / place} is missing; run the `chains` stage first")
-        if not kept.stands(kept.MADE / place, ""):
-            kept.copy(kept.MADE / place, kept.KEPT / place)
-            print(f"[chains] {kept.MADE / place} -> {kept.KEPT / place}")
+        kept.copy(kept.MADE / place, kept.KEPT / place)
+        print(f"[chains] {kept.MADE / place} -> {kept.KEPT / place}")
 
 
 def settings_of(path: Path) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ def made_from(cell: Cell, hyper: Mapping[str, Any], settings: Settings) -> str:
 
 
 def write(folder: Path, tables: Mapping[str, pd.DataFrame], digest: str) -> None:
-    """One parquet file a table, whole or not at all, and what they were made from ("" where there is nothing to make)."""
+    """One parquet file a table, whole or not at all, and what they were made from."""
     for name in TABLES:
         with write_atomically(folder / f"{name}.parquet") as temporary:
             tables.get(name, pd.DataFrame()).to_parquet(temporary, index=False, compression="zstd")

@@ -26,7 +26,7 @@ OUT = Path("reports/sequences.csv")
 
 
 def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
-    """A cell's edits by themselves, crossings and played sequences; tables without rows where the method has none."""
+    """A cell's edits by themselves, crossings and played sequences."""
     folder, parts = kept.MADE / f"{dataset}-{backbone}-{method}", []
     for name in kept.TABLES:
         path = folder / f"{name}.parquet"
@@ -34,15 +34,12 @@ def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
             raise UserError(f"sequences: {path} is missing; run `python -m stages.chains {dataset} {backbone} {method}`")
         parts.append(pd.read_parquet(path))
     trace = parts[0]
-    edits = trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist() if len(trace) else []
-    return retention.Cell(*parts, edits)
+    return retention.Cell(*parts, trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist())
 
 
 def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.DataFrame:
     """Scores at every point of every order, of each kind of memory that the method can have."""
     cell, found = open_cell(dataset, backbone, name), []
-    if not cell.edits:
-        return pd.DataFrame()
     method, few = params.method(name), replace(cell, edits=cell.edits[: params.sequence.shared])
     kinds, orders, made = {}, orders_of(params, dataset, few.edits), cell.trace[cell.trace["edit_id"].isin(cell.edits)]
     if method.router == "codebook":
@@ -70,9 +67,8 @@ def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[i
 
 def main() -> None:
     params = load()
-    cells = list(product(params.sequence.datasets, params.sequence.backbones, params.methods))
-    tables = [sequences(params, *cell) for cell in tqdm(cells, desc="sequences")]
-    whole = pd.concat([table for table in tables if len(table)])
+    cells = list(product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods))
+    whole = pd.concat([sequences(params, *cell) for cell in tqdm(cells, desc="sequences")])
     columns = [*CELL, "order", "made", "protocol", "metric", "value", "n"]
     write_csv(OUT, whole[columns].replace({"value": {np.nan: None}}))
     print(f"[sequence] {whole[CELL].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")
