@@ -392,23 +392,6 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
     assert torch.equal(run(120, tmp_path / "part.pt"), run(120, tmp_path / "other.pt"))
 
 
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_a_training_ends_where_the_loss_on_what_is_held_out_was_least(tmp_path: Path, interrupted: bool) -> None:
-    """A weight grows by .01 a step and is asked after 25, 50 and 60; of .5 it is nearest after 50."""
-    module, checkpoint = torch.nn.Linear(1, 1, bias=False), tmp_path / "part.pt"
-    torch.nn.init.zeros_(module.weight)
-    asked = []
-
-    def held_out() -> float:
-        asked.append(round(module.weight.item(), 2))
-        return abs(module.weight.item() - 0.5)
-
-    for steps in (50, 60) if interrupted else (60,):
-        groups = [{"params": list(module.parameters()), "lr": 0.01}]
-        learn(module, groups, lambda _: -module.weight.sum(), steps, checkpoint, held_out)
-    assert asked == [0.25, 0.5, 0.6] and module.weight.item() == pytest.approx(0.5)
-
-
 def test_what_was_learnt_is_kept_by_content(backbone, examples, tmp_path, monkeypatch) -> None:
     first = fitted(wise, backbone, examples, OURS["wise"], "code", tmp_path)
     monkeypatch.setattr(wise, "fit", lambda *_: pytest.fail("fitted again"))

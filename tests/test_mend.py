@@ -106,25 +106,6 @@ def test_the_loss_outside_is_a_divergence_that_no_edit_has(backbone, example) ->
     assert reach == pytest.approx(sum(each), rel=1e-4)
 
 
-def test_the_last_fifth_of_the_train_edits_is_held_out(backbone, example, tmp_path, monkeypatch) -> None:
-    """Of five, four are trained on, and the fifth chooses the checkpoint."""
-    examples, given = [replace(example, row=example.row | {"edit_id": str(i)}) for i in range(5)], []
-
-    def learn(network, groups, loss_of, steps, checkpoint, held_out):
-        asked = []
-        monkeypatch.setattr(mend, "outer_loss", lambda _b, one, *_: asked.append(one.row["edit_id"]) or torch.zeros(()))
-        for step in range(4):
-            loss_of(step)
-        given.append(sorted(asked))
-        seen, asked[:] = network.transforms["32x48"].seen.item(), []
-        assert held_out() == 0 and network.transforms["32x48"].seen.item() == seen
-        given.append(asked)
-
-    monkeypatch.setattr(mend, "learn", learn)
-    mend.fit(backbone, examples, SETTINGS, tmp_path / "x.pt")
-    assert given == [["0", "1", "2", "3"], ["4"]]
-
-
 def test_training_lowers_the_loss_after_the_edit(backbone, request_, example, tmp_path) -> None:
     before = mend.fit(backbone, [example], SETTINGS | {"steps": 1}, tmp_path / "one.pt")
     after = mend.fit(backbone, [example], SETTINGS, tmp_path / "many.pt")

@@ -4,10 +4,8 @@
 content of all that they were made from.
 """
 
-import copy
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +22,7 @@ from stages.editing.trace import GENERALITY, Probe, States, probes_of
 from stages.params import write_atomically
 
 PICTURES = 2  # other pictures of a training edit
-EVERY = 25  # steps between two checkpoints
+EVERY = 50  # steps between two checkpoints
 CLIP = 100.0  # norm of the gradient, as in MEND's and SERAC's own settings
 
 
@@ -77,25 +75,19 @@ def fitted(
 
 
 def learn(
-    module: nn.Module,
-    groups: Sequence[Mapping[str, Any]],
-    loss_of: Callable[[int], torch.Tensor],
-    steps: int,
-    checkpoint: Path,
-    held_out: Callable[[], float] | None = None,
+    module: nn.Module, groups: Sequence[Mapping[str, Any]], loss_of: Callable[[int], torch.Tensor], steps: int, checkpoint: Path
 ) -> None:
     """Train `module` in place: Adam over parameter `groups` on `loss_of(step)`, which must depend on nothing else that changes.
-    With a loss on what is `held_out`, it ends as it was where that was least, of every few steps and the last one.
 
     A checkpoint every few steps makes an interrupted training go on where it was. Raises FloatingPointError when the loss is not
     finite.
     """
-    optimiser, start, best, least = torch.optim.Adam(groups), 0, None, math.inf
+    optimiser, start = torch.optim.Adam(groups), 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
-        start, best, least = saved["step"], saved["best"], saved["least"]
+        start = saved["step"]
     for step in tqdm(range(start, steps), initial=start, total=steps, desc="fit"):
         loss = loss_of(step)
         if not torch.isfinite(loss):
@@ -104,12 +96,7 @@ def learn(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), CLIP)
         optimiser.step()
-        often = (step + 1) % EVERY == 0
-        if held_out and (often or step + 1 == steps) and (found := held_out()) < least:
-            best, least = copy.deepcopy(module.state_dict()), found
-        if often:
+        if (step + 1) % EVERY == 0:
             saved = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
             with write_atomically(checkpoint) as temporary:
-                torch.save(saved | {"best": best, "least": least}, temporary)
-    if best is not None:
-        module.load_state_dict(best)
+                torch.save(saved, temporary)

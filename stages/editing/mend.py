@@ -28,7 +28,6 @@ from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
 GOES_ON = True  # an edit can go on from what another left
-HELD_OUT = 0.2  # share of the train edits that choose among checkpoints
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
 
 
@@ -141,35 +140,21 @@ def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) 
 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Train the network, `steps` train edits one after the other in a drawn order, but for the last `HELD_OUT` of them: on these
-    the loss decides which of its checkpoints it is, as in the authors' training. Returns its weights.
-    """
+    """Train the network, `steps` train edits one after the other in a drawn order; returns its weights."""
     maps = edited_maps(backbone, settings["layers"])
     mend = Mend(maps, settings).to(backbone.model.device)
-    apart = int(HELD_OUT * len(examples))
-    learnt, others = examples[: len(examples) - apart], examples[len(examples) - apart :]
-
-    def factors(example: Example) -> list[torch.Tensor]:
-        return factors_of(backbone, request_of(example.states, example.row), maps)[0]
 
     def loss_of(step: int) -> torch.Tensor:
-        epoch, place = divmod(step, len(learnt))
-        order = np.random.default_rng([settings["seed"], epoch]).permutation(len(learnt))
-        example, rng = learnt[order[place]], np.random.default_rng([settings["seed"], step, 1])
-        mend.watch(found := factors(example))
-        return outer_loss(backbone, example, Edit(added=mend(maps, found)), settings, rng)
-
-    def held_out() -> float:
-        found, losses = [factors(example) for example in others], []
-        with torch.no_grad():
-            for i, (example, rows) in enumerate(zip(others, found, strict=True)):
-                rng = np.random.default_rng([settings["seed"], i, 2])
-                losses.append(outer_loss(backbone, example, Edit(added=mend(maps, rows)), settings, rng))
-        return torch.stack(losses).mean().item()
+        epoch, place = divmod(step, len(examples))
+        order = np.random.default_rng([settings["seed"], epoch]).permutation(len(examples))
+        example, rng = examples[order[place]], np.random.default_rng([settings["seed"], step, 1])
+        factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
+        mend.watch(factors)
+        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, rng)
 
     network = [p for name, p in mend.named_parameters() if name != "alpha"]
     groups = [{"params": network, "lr": settings["lr"]}, {"params": [mend.alpha], "lr": settings["lr_lr"]}]
-    learn(mend, groups, loss_of, settings["steps"], checkpoint, held_out if others else None)
+    learn(mend, groups, loss_of, settings["steps"], checkpoint)
     return dict(mend.state_dict())
 
 
