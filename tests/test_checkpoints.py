@@ -88,6 +88,15 @@ def test_the_fingerprint_follows_weights_prompt_and_type_but_not_the_place(saved
     assert len(set(found.values())) == len(found)
 
 
+def test_the_fingerprint_is_known_before_anything_is_loaded(saved: Path, copied: Path, tmp_path: Path) -> None:
+    checkpoints.point(settings(saved, dtype="bfloat16"), tmp_path / "real")
+    (copied / checkpoints.PROMPT).write_text("{}")  # as an embedded backbone has it
+    for folder, layer in ((tmp_path / "real", None), (tmp_path / "real", 1), (copied, 2)):
+        assert checkpoints.fingerprint(folder, layer) == Backbone.open(folder, layer).fingerprint
+    with pytest.raises(UserError, match="backbone: .*none holds no checkpoint; run the `backbone` stage first"):
+        checkpoints.fingerprint(tmp_path / "none", 2)
+
+
 def test_a_checkpoint_that_changes_under_its_pointer_is_refused(copied: Path, tmp_path: Path) -> None:
     checkpoints.point(settings(copied), tmp_path / "real")
     config = copied / "tokenizer_config.json"

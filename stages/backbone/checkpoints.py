@@ -76,13 +76,41 @@ def load(folder: Path, layer: int | None) -> Loaded:
     """Load an assembled backbone: an embedded one in float32, a real checkpoint as its pointer says. What is edited in `layer`
     stays unquantised.
     """
-    if (folder / POINTER).exists():
-        return _follow(Pointer(**json.loads((folder / POINTER).read_text())), layer)
-    if not (folder / "config.json").exists():
-        raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
-    whole = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if (pointer := _pointer(folder)) is not None:
+        return _follow(pointer, layer)
+    whole = _digest_of(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return Loaded(model, AutoTokenizer.from_pretrained(folder), None, json.loads((folder / PROMPT).read_text()), whole)
+
+
+def fingerprint(folder: Path, layer: int | None) -> str:
+    """The `fingerprint` that `Backbone.open` gives an assembled backbone, without loading it."""
+    pointer = _pointer(folder)
+    if layer is None:
+        found = folder if pointer is None else locate(pointer.checkpoint, pointer.revision, cached=True)
+        config = AutoConfig.from_pretrained(found)
+        layer = architecture(config).last_layer(config)
+    return f"{(_digest_of(folder) if pointer is None else _how(pointer))[:16]}-{layer}"
+
+
+def _pointer(folder: Path) -> Pointer | None:
+    """What an assembled backbone points to, None where it is embedded; UserError where it is not there."""
+    if (folder / POINTER).exists():
+        return Pointer(**json.loads((folder / POINTER).read_text()))
+    if not (folder / "config.json").exists():
+        raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
+    return None
+
+
+def _digest_of(folder: Path) -> str:
+    """A digest of an embedded backbone's weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _how(pointer: Pointer) -> str:
+    """A digest of a real checkpoint and of how it is loaded."""
+    how = json.dumps([pointer.digest, pointer.dtype, pointer.quantization, pointer.template])
+    return hashlib.sha256(how.encode()).hexdigest()
 
 
 def _follow(pointer: Pointer, layer: int | None) -> Loaded:
@@ -112,9 +140,7 @@ def _follow(pointer: Pointer, layer: int | None) -> Loaded:
         )
     prompt = json.loads((found / PROMPT).read_text()) if (found / PROMPT).exists() else {}
     prompt |= {} if pointer.template is None else {"template": pointer.template}
-    how = json.dumps([pointer.digest, pointer.dtype, pointer.quantization, pointer.template])
-    process = adapter.processor(found)
-    return Loaded(model, AutoTokenizer.from_pretrained(found), process, prompt, hashlib.sha256(how.encode()).hexdigest())
+    return Loaded(model, AutoTokenizer.from_pretrained(found), adapter.processor(found), prompt, _how(pointer))
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------------

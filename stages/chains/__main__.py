@@ -27,6 +27,7 @@ from stages.chains.crossing import each
 from stages.chains.played import orders, played, points
 from stages.editing.cell import Cell
 from stages.editing.editor import module_of
+from stages.editing.plan import Plan
 from stages.okedit.schema import read_sequence
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.settings import Sequence as Settings
@@ -59,12 +60,12 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
         params.edits,
         settings.edits if routed else min(settings.edits, settings.shared),
     )
-    cell = Cell.open(params, dataset, backbone, name, rows, partial(queries_of, count=settings.probes))
-    digest = kept.made_from(cell, hyper, settings)
+    digest = kept.made_from(Plan.of(params, dataset, backbone, name, rows), hyper, settings)
     if kept.stands(kept.KEPT / place, digest):
         kept.copy(kept.KEPT / place, kept.MADE / place)
         print(f"[chains] {place}: as {kept.KEPT / place} has it")
         return
+    cell = Cell.open(params, dataset, backbone, name, rows, partial(queries_of, count=settings.probes))
     tables = chain(cell, hyper, settings, derive_seed(params.seed, "sequence", dataset), goes_on)
     kept.write(kept.MADE / place, tables, digest)
     made = tables["trace"].loc[tables["trace"]["split"] != HELD_OUT, "edit_id"].nunique()

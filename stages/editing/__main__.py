@@ -19,6 +19,7 @@ import torch
 from stages.backbone.vlm import Backbone
 from stages.editing import kept, tuning
 from stages.editing.cell import Cell, label
+from stages.editing.plan import Plan
 from stages.okedit.schema import write_table
 from stages.params import Params, UserError, load, run
 
@@ -34,20 +35,25 @@ def main() -> None:
         tune(params, cells)
     elif does == "keep":
         keep(cells)
-    else:
+    elif not taken(Plan.of(params, *names)):
         edit(params, Cell.open(params, *names))
 
 
+def taken(plan: Plan | Cell) -> bool:
+    """Take a cell's trace from Git, if it was made from what makes it now."""
+    name, hyper = f"{plan.name}.parquet", tuning.known(plan)
+    if hyper is None or not kept.stands(plan.name, kept.made_from(plan, hyper, plan.seeds)):
+        return False
+    kept.copy(kept.KEPT / name, kept.MADE / name)
+    print(f"[edits] {plan.name}: as {kept.KEPT / name} has it")
+    return True
+
+
 def edit(params: Params, cell: Cell) -> None:
-    """Make and trace a cell's edits, or take them from Git."""
+    """Make and trace a cell's edits."""
     path = kept.MADE / f"{cell.name}.parquet"
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
-        digest = kept.made_from(cell, hyper, cell.seeds)
-        if kept.stands(cell.name, digest):
-            kept.copy(kept.KEPT / path.name, path)
-            print(f"[edits] {cell.name}: as {kept.KEPT / path.name} has it")
-            return
         before = fingerprint(cell.backbone)
         # dev edits choose α; other methods have no use for them once settings are chosen
         rows = cell.rows if cell.method.router == "codebook" else [row for row in cell.rows if row["split"] == "test"]
@@ -56,7 +62,7 @@ def edit(params: Params, cell: Cell) -> None:
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
-        said |= {"device": params.device, "made_from": digest}
+        said |= {"device": params.device, "made_from": kept.made_from(cell, hyper, cell.seeds)}
         write_table(path, [row | said for row in traced])
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""

@@ -5,39 +5,38 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Edit, attempt, module_of
+from stages.editing.editor import Edit, attempt
 from stages.editing.fitting import Example, fitted, training_probes
 from stages.editing.partial import Partial
+from stages.editing.plan import Plan, Row
 from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
-from stages.okedit.schema import decode, read_edits, read_images, read_made
+from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
 from stages.settings import Embedded, Method
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size", "vocabulary")  # modules that editors share
 
-Row = Mapping[str, Any]
 Traced = dict[str, Any]
 Asks = Callable[[Row, Sequence[Row]], list[Probe]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What making the edits of `rows` needs; `grid` holds the combinations of the method's hyper-parameters to choose from."""
+    """What making the edits of a `Plan` needs: the opened backbone, and each edit's queries."""
 
     dataset: str
     backbone: Backbone
@@ -59,18 +58,10 @@ class Cell:
         """Load dataset, samples and backbone of a cell; any fault of theirs or of the method's settings is a UserError. The edits
         are `rows`, else those that a study makes, and `ask(row, samples)` gives the queries of each.
         """
-        chosen, settings, source = params.method(method), params.backbone(backbone), params.dataset(dataset)
-        editor = module_of(chosen.editor)
-        grid = [asdict(one) for one in chosen.grid(editor.Settings)]
-        folder, sampled = Path("data/okedit") / source.name, Path("data/samples") / source.name
-        rows = [needed(row) for row in (read_made(folder, params.edits) if rows is None else rows)]
-        if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
-            raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
-        images = read_images(folder / "images.parquet", sampled / "images.parquet")
-        samples = pq.read_table(sampled / "samples.parquet").to_pylist()
-        queries = {row["edit_id"]: ask(row, [s for s in samples if s["edit_id"] == row["edit_id"]]) for row in rows}
-        learnt = [needed(row) for row in read_edits(folder, ("train",))[: params.edits.train]] if hasattr(editor, "fit") else []
-        training = {row["edit_id"]: training_probes(row) for row in learnt}
+        plan, settings = Plan.of(params, dataset, backbone, method, rows), params.backbone(backbone)
+        images = read_images(*(Path("data") / stage / dataset / "images.parquet" for stage in ("okedit", "samples")))
+        queries = {row["edit_id"]: ask(row, [s for s in plan.samples if s["edit_id"] == row["edit_id"]]) for row in plan.rows}
+        training = {row["edit_id"]: training_probes(row) for row in plan.learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
         if isinstance(settings, Embedded):  # a real checkpoint has a device_map of its own
@@ -78,13 +69,22 @@ class Cell:
         opened.add_pictures(pictures)
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
         run = partial(_states, opened, digests)
-        examples = [Example(row, training[row["edit_id"]], partial(run, row)) for row in learnt]
-        seeds = sorted(params.seeds.values())[: None if getattr(editor, "RANDOM", False) else 1]
-        return cls(dataset, opened, backbone, chosen, editor, grid, rows, samples, queries, examples, digests, seeds)
+        examples = [Example(row, training[row["edit_id"]], partial(run, row)) for row in plan.learnt]
+        made = (plan.method, plan.editor, plan.grid, plan.rows, plan.samples)
+        return cls(dataset, opened, backbone, *made, queries, examples, digests, plan.seeds)
 
     @property
     def name(self) -> str:
         return f"{self.dataset}-{self.backbone_name}-{self.method.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.backbone.fingerprint
+
+    @property
+    def learnt(self) -> list[Row]:
+        """The train edits to learn from."""
+        return [example.row for example in self.examples]
 
     @property
     def code(self) -> str:
@@ -93,9 +93,8 @@ class Cell:
 
     def records(self, purpose: str = "", *more: object) -> Partial:
         """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
-        learnt = [example.row for example in self.examples]
-        made_from = [self.code, self.backbone.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
-        made_from += [self.digests, self.seeds, learnt, *more]
+        made_from = [self.code, self.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
+        made_from += [self.digests, self.seeds, self.learnt, *more]
         return Partial(Path("data/.partial") / f"{purpose}{self.name}", json.dumps(made_from))
 
     def states(self, row: Row) -> States:
@@ -153,11 +152,6 @@ class Cell:
             print(f"[edits] training diverged: {error}", file=sys.stderr)
             return lambda *_: Edit(loss=float("nan"), diverged=True), []
         return partial(self.editor.edit, fitted=state), tensors_in(state)
-
-
-def needed(row: Row) -> dict[str, Any]:
-    """An edit without what backbones answered before it: nothing here depends on that, and one more backbone changes no more."""
-    return {key: value for key, value in row.items() if key != "unedited"}
 
 
 def place(model: nn.Module, device: str) -> None:

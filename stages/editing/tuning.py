@@ -17,6 +17,7 @@ import pandas as pd
 
 from stages.editing.cell import Cell, label
 from stages.editing.partial import Partial
+from stages.editing.plan import Plan
 from stages.params import write_atomically
 from stages.scoring import routing, scores
 
@@ -28,11 +29,22 @@ COLUMNS = [*CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_fro
 
 def chosen(cell: Cell, records: Partial, path: Path = TABLE) -> Mapping[str, Any]:
     """The settings that a cell's edits use."""
+    if (hyper := known(cell, path)) is not None:
+        return hyper
+    return _best(cell, tried(cell, records))
+
+
+def known(cell: Plan | Cell, path: Path = TABLE) -> Mapping[str, Any] | None:
+    """The settings that need no trying: the only ones, or what was chosen before; None where there are none."""
     if len(cell.grid) == 1:
         return cell.grid[0]
-    known = read(path)
-    known = known[(known[CELL] == _at(cell)).all(axis=1) & (known["made_from"] == made_from(cell)) & known["chosen"]]
-    table = known if len(known) else tried(cell, records)
+    table = read(path)
+    table = table[(table[CELL] == _at(cell)).all(axis=1) & (table["made_from"] == made_from(cell)) & table["chosen"]]
+    return _best(cell, table) if len(table) else None
+
+
+def _best(cell: Plan | Cell, table: pd.DataFrame) -> Mapping[str, Any]:
+    """The settings that a table marks as chosen."""
     best = table.loc[table["chosen"], "setting"].iloc[0]
     return next(hyper for hyper in cell.grid if label(hyper) == best)
 
@@ -76,13 +88,12 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"made_from": str})
 
 
-def made_from(cell: Cell) -> str:
+def made_from(cell: Plan | Cell) -> str:
     """A digest of what a choice depends on, but for the code."""
-    dev, learnt = [row for row in cell.rows if row["split"] == "dev"], [example.row for example in cell.examples]
-    method = [cell.method.editor, cell.method.router, cell.grid]
-    text = json.dumps([cell.backbone.fingerprint, *method, dev, learnt, cell.seeds[:1]])
+    dev, method = [row for row in cell.rows if row["split"] == "dev"], [cell.method.editor, cell.method.router, cell.grid]
+    text = json.dumps([cell.fingerprint, *method, dev, cell.learnt, cell.seeds[:1]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _at(cell: Cell) -> list[str]:
+def _at(cell: Plan | Cell) -> list[str]:
     return [cell.dataset, cell.backbone_name, cell.method.name]
