@@ -13,6 +13,7 @@ from stages.editing import full, ike, lora, sentences, serac, trace, wise
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit, answer_states, attempt, differences, module_of, optimise, request_loss
 from stages.editing.fitting import Example, fitted, learn, training_probes
+from stages.editing.plan import Plan
 from stages.editing.size import size_of
 from stages.params import UserError, load
 from tests.rows import ROW
@@ -176,7 +177,8 @@ def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, sta
 def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, tmp_path, monkeypatch, capsys) -> None:
     editor = module_of("mend")
     monkeypatch.setattr("stages.editing.cell.FITS", tmp_path)
-    cell = Cell("set", backbone, "tiny", load().method("ft"), editor, [OURS["mend"]], [], [], {}, examples, {}, [0])
+    plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [OURS["mend"]], [], [], [], [0])
+    cell = Cell(**vars(plan), backbone=backbone, queries={}, examples=examples, digests={})
     make, _ = cell.prepared(OURS["mend"] | {"edit_lr": float("inf")})
     assert make(backbone, trace.request_of(states, ROW), OURS["mend"]).diverged
     assert "training diverged" in capsys.readouterr().err

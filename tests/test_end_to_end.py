@@ -74,8 +74,8 @@ def test_every_output_is_there(clone: Path) -> None:
 
 
 def test_a_backbone_does_not_say_whether_the_hub_was_asked(clone: Path) -> None:
-    for path in (clone / "data/backbones").glob("*/tokenizer_config.json"):
-        assert "local_files_only" not in json.loads(path.read_text())
+    (path,) = (clone / "data/backbones").glob("*/tokenizer_config.json")
+    assert "local_files_only" not in json.loads(path.read_text())
 
 
 def test_balancedit_is_strictly_reliable(clone: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from stages.backbone.vlm import Backbone
 from stages.editing import cell as cells
 from stages.editing import kept, tuning
-from stages.editing.__main__ import edit, keep, taken
+from stages.editing.__main__ import edit, keep
 from stages.editing.cell import Cell, label
 from stages.editing.editor import module_of
 from stages.editing.partial import Partial
+from stages.editing.plan import Plan
 from stages.editing.trace import probes_of
 from stages.params import UserError, load
 from stages.settings import Method
@@ -32,7 +33,8 @@ def make(backbone: Backbone, chosen: Method) -> Cell:
     grid = [vars(one) for one in chosen.grid(editor.Settings)]
     digests = {"red": "r", "noise": "n"}
     queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
-    return Cell("tiny_set", backbone, "tiny", chosen, editor, grid, [DEV], SAMPLES, queries, [], digests, [0])
+    plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], SAMPLES, [0])
+    return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], digests=digests)
 
 
 @pytest.fixture()
@@ -103,12 +105,12 @@ def test_a_trace_in_git_is_taken_while_what_decides_it_is_the_same(backbone, tmp
     samples = [sample | {"edit_id": DEV["edit_id"]} for sample in SAMPLES]
     cell = replace(cell, rows=[DEV | {"split": "test"}], samples=samples)
     edit(PARAMS, cell)
-    assert not taken(cell)
     keep([["tiny_set", "tiny", "ft"]])
     whole = (kept.KEPT / "tiny_set-tiny-ft.parquet").read_bytes()
     assert "made_from" in pd.read_parquet(kept.KEPT / "tiny_set-tiny-ft.parquet") and "has it" not in capsys.readouterr().out
     (kept.MADE / "tiny_set-tiny-ft.parquet").unlink()
-    assert taken(cell)
+    monkeypatch.setattr(Cell, "trace", lambda *_: pytest.fail("made again"))
+    edit(PARAMS, cell)
     assert (kept.MADE / "tiny_set-tiny-ft.parquet").read_bytes() == whole and "has it" in capsys.readouterr().out
     for other in (
         replace(cell, rows=[DEV | {"split": "test", "target": "cat"}]),
@@ -116,6 +118,7 @@ def test_a_trace_in_git_is_taken_while_what_decides_it_is_the_same(backbone, tmp
         replace(cell, grid=[cell.grid[0] | {"steps": 49}]),
         replace(cell, samples=[samples[0] | {"question": "Else?"}, *samples[1:]]),
     ):
-        assert not taken(other)
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            edit(PARAMS, other)
     with pytest.raises(UserError, match="trace: .*tiny-lora.parquet is missing; run the `edits` stage first"):
         keep([["tiny_set", "tiny", "lora"]])

@@ -60,12 +60,13 @@ def make(params: Params, dataset: str, backbone: str, name: str) -> None:
         params.edits,
         settings.edits if routed else min(settings.edits, settings.shared),
     )
-    digest = kept.made_from(Plan.of(params, dataset, backbone, name, rows), hyper, settings)
+    plan = Plan.of(params, dataset, backbone, name, rows)
+    digest = kept.made_from(plan, hyper, settings)
     if kept.stands(kept.KEPT / place, digest):
         kept.copy(kept.KEPT / place, kept.MADE / place)
         print(f"[chains] {place}: as {kept.KEPT / place} has it")
         return
-    cell = Cell.open(params, dataset, backbone, name, rows, partial(queries_of, count=settings.probes))
+    cell = Cell.open(params, plan, partial(queries_of, count=settings.probes))
     tables = chain(cell, hyper, settings, derive_seed(params.seed, "sequence", dataset), goes_on)
     kept.write(kept.MADE / place, tables, digest)
     made = tables["trace"].loc[tables["trace"]["split"] != HELD_OUT, "edit_id"].nunique()

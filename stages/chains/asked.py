@@ -54,11 +54,15 @@ class Asked:
 
     def outcomes(self, cell: Cell, edit: Edit) -> list[dict[str, float]]:
         """What an edit, this one or another, does to the probes, as numbers. Where it recalls others, each probe has its own."""
-        answering = [edit if edit.recall is None else edit.recall(probe.query) for probe in self.probes]
-        found: dict[int, dict[str, float]] = {}
-        for one in {id(one): one for one in answering}.values():
-            places = [i for i, other in enumerate(answering) if other is one]
-            some = self.some(places)
-            traced = trace_edit(cell.backbone, self.row, some.probes, some.states, one)
-            found |= {i: {name: float(told[name]) for name in KEPT} for i, told in zip(places, traced, strict=True)}
-        return [found[i] for i in range(len(self.probes))]
+        if edit.recall is not None:
+            return self.recalled(cell, [edit.recall(probe.query) for probe in self.probes])
+        traced = trace_edit(cell.backbone, self.row, self.probes, self.states, edit)
+        return [{name: float(one[name]) for name in KEPT} for one in traced]
+
+    def recalled(self, cell: Cell, edits: Sequence[Edit]) -> list[dict[str, float]]:
+        """The same of one edit a probe."""
+        found = {}
+        for one in {id(edit): edit for edit in edits}.values():
+            places = [i for i, edit in enumerate(edits) if edit is one]
+            found |= zip(places, self.some(places).outcomes(cell, one), strict=True)
+        return [found[i] for i in range(len(edits))]

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from stages.editing import kept
-from stages.editing.cell import Cell
 from stages.editing.plan import Plan
 from stages.params import write_atomically
 from stages.settings import Sequence as Settings
@@ -19,10 +18,10 @@ MADE, KEPT = Path("data/sequences"), Path("reports/chains")
 TABLES, STAMP = ("trace", "crossings", "played"), "made_from"
 
 
-def made_from(cell: Plan | Cell, hyper: Mapping[str, Any], settings: Settings) -> str:
+def made_from(plan: Plan, hyper: Mapping[str, Any], settings: Settings) -> str:
     """A digest of what a cell's sequences depend on, but for the code and the device."""
     size = [settings.edits, settings.shared, settings.orders, settings.at, settings.probes]
-    return kept.made_from(cell, hyper, cell.seeds[:1], cell.method.router, cell.method.key.span, size)
+    return kept.made_from(plan, hyper, plan.seeds[:1], plan.method.router, plan.method.key.span, size)
 
 
 def write(folder: Path, tables: Mapping[str, pd.DataFrame], digest: str) -> None:

@@ -1,5 +1,5 @@
-"""Where all edits share one set of weights (fine-tuning, MEND, and BalancEdit as its released code has it) or one memory (SERAC),
-each goes on from the one before. Such sequences are played: at some points, every edit made so far is tested.
+"""Where all edits share one set of weights (fine-tuning, LoRA, MEND, WISE, and BalancEdit as its released code has it) or one
+memory (SERAC), each goes on from the one before. Such sequences are played: at some points, every edit made so far is tested.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -23,6 +23,7 @@ from stages.cost.clock import measure, middle
 from stages.editing import full, tuning
 from stages.editing.cell import Cell
 from stages.editing.editor import Edit
+from stages.editing.plan import Plan
 from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import request_of
 from stages.params import UserError, load, run, write_atomically
@@ -44,7 +45,7 @@ def main() -> None:
     methods = [params.method(name).name for name in some or params.methods]
     found: list[dict[str, Any]] = []
     for method in methods:
-        cell = Cell.open(params, *place, method)
+        cell = Cell.open(params, Plan.of(params, *place, method))
         hyper = tuning.chosen_beside(cell)
         at = dict(zip(COLUMNS, (*place, method), strict=False))
         found += [at | one for one in costs(cell, hyper)]

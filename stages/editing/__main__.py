@@ -11,8 +11,9 @@ resumes: each finished edit is kept under data/.partial until the trace is whole
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -35,14 +36,17 @@ def main() -> None:
         tune(params, cells)
     elif does == "keep":
         keep(cells)
-    elif not taken(Plan.of(params, *names)):
-        edit(params, Cell.open(params, *names))
+    else:
+        plan = Plan.of(params, *names)
+        hyper = tuning.known(plan)
+        if hyper is None or not taken(plan, hyper):
+            edit(params, Cell.open(params, plan))
 
 
-def taken(plan: Plan | Cell) -> bool:
-    """Take a cell's trace from Git, if it was made from what makes it now."""
-    name, hyper = f"{plan.name}.parquet", tuning.known(plan)
-    if hyper is None or not kept.stands(plan.name, kept.made_from(plan, hyper, plan.seeds)):
+def taken(plan: Plan, hyper: Mapping[str, Any]) -> bool:
+    """Take a cell's trace from Git, if it was made from what would make it now."""
+    name = f"{plan.name}.parquet"
+    if not kept.stands(plan.name, kept.made_from(plan, hyper, plan.seeds)):
         return False
     kept.copy(kept.KEPT / name, kept.MADE / name)
     print(f"[edits] {plan.name}: as {kept.KEPT / name} has it")
@@ -50,10 +54,12 @@ def taken(plan: Plan | Cell) -> bool:
 
 
 def edit(params: Params, cell: Cell) -> None:
-    """Make and trace a cell's edits."""
+    """Make and trace a cell's edits, or take them from Git."""
     path = kept.MADE / f"{cell.name}.parquet"
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
+        if taken(cell, hyper):
+            return
         before = fingerprint(cell.backbone)
         # dev edits choose α; other methods have no use for them once settings are chosen
         rows = cell.rows if cell.method.router == "codebook" else [row for row in cell.rows if row["split"] == "test"]
@@ -83,7 +89,7 @@ def tune(params: Params, cells: Sequence[Sequence[str]]) -> None:
         if not any(isinstance(value, list) for value in method.hyper.values()):
             print(f"[tune] {'-'.join(names)}: one value each, nothing to choose")
             continue
-        cell = Cell.open(params, *names)
+        cell = Cell.open(params, Plan.of(params, *names))
         with cell.records() as records:
             table = tuning.tried(cell, records)
             tuning.keep(table)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
 from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
-from stages.settings import Embedded, Method
+from stages.settings import Embedded
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size", "vocabulary")  # modules that editors share
@@ -35,31 +34,19 @@ Asks = Callable[[Row, Sequence[Row]], list[Probe]]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What making the edits of a `Plan` needs: the opened backbone, and each edit's queries."""
+class Cell(Plan):
+    """A plan with all that making its edits needs."""
 
-    dataset: str
     backbone: Backbone
-    backbone_name: str
-    method: Method
-    editor: ModuleType
-    grid: Sequence[Mapping[str, Any]]
-    rows: Sequence[Row]
-    samples: Sequence[Row]
     queries: Mapping[str, Sequence[Probe]]
     examples: Sequence[Example]
     digests: Mapping[str, str]  # image id → of its bytes
-    seeds: Sequence[int]
 
     @classmethod
-    def open(
-        cls, params: Params, dataset: str, backbone: str, method: str, rows: Sequence[Row] | None = None, ask: Asks = probes_of
-    ) -> "Cell":
-        """Load dataset, samples and backbone of a cell; any fault of theirs or of the method's settings is a UserError. The edits
-        are `rows`, else those that a study makes, and `ask(row, samples)` gives the queries of each.
-        """
-        plan, settings = Plan.of(params, dataset, backbone, method, rows), params.backbone(backbone)
-        images = read_images(*(Path("data") / stage / dataset / "images.parquet" for stage in ("okedit", "samples")))
+    def open(cls, params: Params, plan: Plan, ask: Asks = probes_of) -> "Cell":
+        """Load a plan's backbone and pictures; a fault of theirs is a UserError. `ask(row, samples)` gives an edit's queries."""
+        settings = params.backbone(plan.backbone_name)
+        images = read_images(*(Path("data") / stage / plan.dataset / "images.parquet" for stage in ("okedit", "samples")))
         queries = {row["edit_id"]: ask(row, [s for s in plan.samples if s["edit_id"] == row["edit_id"]]) for row in plan.rows}
         training = {row["edit_id"]: training_probes(row) for row in plan.learnt}
         pictures = decode_shown(queries | training, images)
@@ -70,21 +57,7 @@ class Cell:
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
         run = partial(_states, opened, digests)
         examples = [Example(row, training[row["edit_id"]], partial(run, row)) for row in plan.learnt]
-        made = (plan.method, plan.editor, plan.grid, plan.rows, plan.samples)
-        return cls(dataset, opened, backbone, *made, queries, examples, digests, plan.seeds)
-
-    @property
-    def name(self) -> str:
-        return f"{self.dataset}-{self.backbone_name}-{self.method.name}"
-
-    @property
-    def fingerprint(self) -> str:
-        return self.backbone.fingerprint
-
-    @property
-    def learnt(self) -> list[Row]:
-        """The train edits to learn from."""
-        return [example.row for example in self.examples]
+        return cls(**vars(plan), backbone=opened, queries=queries, examples=examples, digests=digests)
 
     @property
     def code(self) -> str:

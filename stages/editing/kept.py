@@ -11,18 +11,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from stages.editing.cell import Cell
 from stages.editing.plan import Plan
 from stages.params import UserError, write_atomically
 
 MADE, KEPT = Path("data/traces"), Path("reports/traces")
 
 
-def made_from(cell: Plan | Cell, hyper: Mapping[str, Any], seeds: Sequence[int], *more: object) -> str:
-    """A digest of what a cell's edits, and `more` that is asked of them, depend on, but for the code and the device."""
-    made = {row["edit_id"] for row in cell.rows}
-    samples = [sample for sample in cell.samples if sample["edit_id"] in made]
-    text = json.dumps([cell.fingerprint, cell.method.editor, hyper, seeds, cell.rows, samples, cell.learnt, *more])
+def made_from(plan: Plan, hyper: Mapping[str, Any], seeds: Sequence[int], *more: object) -> str:
+    """A digest of what a plan's edits, and `more` that is asked of them, depend on, but for the code and the device."""
+    made = {row["edit_id"] for row in plan.rows}
+    samples = [sample for sample in plan.samples if sample["edit_id"] in made]
+    text = json.dumps([plan.fingerprint, plan.method.editor, hyper, seeds, plan.rows, samples, plan.learnt, *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -34,19 +34,19 @@ def chosen(cell: Cell, records: Partial, path: Path = TABLE) -> Mapping[str, Any
     return _best(cell, tried(cell, records))
 
 
-def known(cell: Plan | Cell, path: Path = TABLE) -> Mapping[str, Any] | None:
+def known(plan: Plan, path: Path = TABLE) -> Mapping[str, Any] | None:
     """The settings that need no trying: the only ones, or what was chosen before; None where there are none."""
-    if len(cell.grid) == 1:
-        return cell.grid[0]
+    if len(plan.grid) == 1:
+        return plan.grid[0]
     table = read(path)
-    table = table[(table[CELL] == _at(cell)).all(axis=1) & (table["made_from"] == made_from(cell)) & table["chosen"]]
-    return _best(cell, table) if len(table) else None
+    table = table[(table[CELL] == _at(plan)).all(axis=1) & (table["made_from"] == made_from(plan)) & table["chosen"]]
+    return _best(plan, table) if len(table) else None
 
 
-def _best(cell: Plan | Cell, table: pd.DataFrame) -> Mapping[str, Any]:
+def _best(plan: Plan, table: pd.DataFrame) -> Mapping[str, Any]:
     """The settings that a table marks as chosen."""
     best = table.loc[table["chosen"], "setting"].iloc[0]
-    return next(hyper for hyper in cell.grid if label(hyper) == best)
+    return next(hyper for hyper in plan.grid if label(hyper) == best)
 
 
 def chosen_beside(cell: Cell) -> Mapping[str, Any]:
@@ -88,12 +88,12 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"made_from": str})
 
 
-def made_from(cell: Plan | Cell) -> str:
+def made_from(plan: Plan) -> str:
     """A digest of what a choice depends on, but for the code."""
-    dev, method = [row for row in cell.rows if row["split"] == "dev"], [cell.method.editor, cell.method.router, cell.grid]
-    text = json.dumps([cell.fingerprint, *method, dev, cell.learnt, cell.seeds[:1]])
+    dev, method = [row for row in plan.rows if row["split"] == "dev"], [plan.method.editor, plan.method.router, plan.grid]
+    text = json.dumps([plan.fingerprint, *method, dev, plan.learnt, plan.seeds[:1]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _at(cell: Plan | Cell) -> list[str]:
-    return [cell.dataset, cell.backbone_name, cell.method.name]
+def _at(plan: Plan) -> list[str]:
+    return [plan.dataset, plan.backbone_name, plan.method.name]

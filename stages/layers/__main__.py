@@ -17,9 +17,11 @@ import pandas as pd
 import torch
 
 from stages.backbone.depth import seen_from
+from stages.backbone.vlm import Backbone
 from stages.editing import tuning
 from stages.editing.cell import Cell
 from stages.editing.partial import Partial
+from stages.editing.plan import Plan
 from stages.metrics.files import write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
@@ -38,11 +40,11 @@ def main() -> None:
         raise UserError("methods: BalancEdit with the global key and radius is not among them; allowed: an entry of it")
     tables = []
     for dataset, backbone in product(params.datasets, params.edited):
-        whole = Cell.open(params, dataset, backbone, ours)
+        whole = Cell.open(params, Plan.of(params, dataset, backbone, ours))
         hyper = tuning.chosen_beside(whole)  # what its edits have at their own depth
         cell = few_edits(whole, params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
-        cells = [replace(cell, backbone=view, backbone_name=f"{backbone}-layer{view.layer}") for view in views]
+        cells = [at_depth(cell, view) for view in views]
         with contextlib.ExitStack() as stack:
             kept = [stack.enter_context(one.records()) for one in cells]
             for one, records in zip(cells, kept, strict=True):
@@ -53,6 +55,11 @@ def main() -> None:
     shown = found[(found["protocol"] == "strict") & (found["metric"] == "hm")]
     print(shown.drop(columns=["protocol", "metric"]).to_string(index=False))
     print(f"[layers] {len(params.layers.at)} layers x {params.layers.test} edits -> {OUT}")
+
+
+def at_depth(cell: Cell, view: Backbone) -> Cell:
+    """The cell with the same model seen with another edited layer."""
+    return replace(cell, backbone=view, fingerprint=view.fingerprint, backbone_name=f"{cell.backbone_name}-layer{view.layer}")
 
 
 def few_edits(cell: Cell, params: Params) -> Cell:
