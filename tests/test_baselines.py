@@ -394,6 +394,28 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
     assert torch.equal(run(120, tmp_path / "part.pt"), run(120, tmp_path / "other.pt"))
 
 
+@pytest.mark.parametrize("before", [0, 50, 150])
+def test_the_state_of_the_least_loss_held_out_is_left(before: int, tmp_path: Path) -> None:
+    """Plain steps towards 0 from 1, and what is held out likes it least far from the state after 100: interrupted or not."""
+
+    def run(steps: int) -> float:
+        module = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(module.weight)
+        module.register_buffer("done", torch.zeros(()))
+
+        def loss_of(step: int) -> torch.Tensor:
+            module.done.fill_(step + 1)
+            return module.weight.square().sum()
+
+        groups = [{"params": list(module.parameters()), "lr": 1e-3}]
+        learn(module, groups, loss_of, steps, tmp_path / "part.pt", lambda: abs(module.done.item() - 100))
+        return module.done.item()
+
+    if before:
+        run(before)
+    assert run(220) == 100
+
+
 def test_what_was_learnt_is_kept_by_content(backbone, examples, tmp_path, monkeypatch) -> None:
     first = fitted(wise, backbone, examples, OURS["wise"], "code", tmp_path)
     monkeypatch.setattr(wise, "fit", lambda *_: pytest.fail("fitted again"))

@@ -111,3 +111,21 @@ def test_training_lowers_the_loss_after_the_edit(backbone, request_, example, tm
     after = mend.fit(backbone, [example], SETTINGS, tmp_path / "many.pt")
     first, trained = (mend.edit(backbone, request_, SETTINGS, known) for known in (before, after))
     assert trained.loss < first.loss and trained.steps == 1
+
+
+def test_what_is_held_out_is_not_learnt_from(backbone, example, tmp_path, monkeypatch) -> None:
+    """Of five train edits the last chooses: the weights stay what four make of them, but where they were best by its loss."""
+    asked = []
+
+    def learn(_module, _groups, loss_of, _steps, _checkpoint, held_out) -> None:
+        loss_of(0)
+        asked.append(held_out())
+
+    monkeypatch.setattr(mend, "learn", learn)
+    row = example.row | {"target": "another answer"}
+    other = Example(row, training_probes(row), partial(trace.run_trunk, backbone, row))
+    found = [mend.fit(backbone, [example] * 4 + [last], SETTINGS, tmp_path / "fit.pt") for last in (example, other)]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]) and asked[0] != asked[1]
+    monkeypatch.setattr(mend, "learn", lambda *given: asked.append(given[-1]))
+    mend.fit(backbone, [example] * 4, SETTINGS, tmp_path / "fit.pt")
+    assert asked[-1] is None  # too few to hold one out

@@ -4,6 +4,7 @@
 content of all that they were made from.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from stages.editing.trace import GENERALITY, Probe, States, probes_of
 from stages.params import write_atomically
 
 PICTURES = 2  # other pictures of a training edit
-EVERY = 50  # steps between two checkpoints
+EVERY = 50  # steps between two checkpoints, and two looks at what is held out
 CLIP = 100.0  # norm of the gradient, as in MEND's and SERAC's own settings
 
 
@@ -75,19 +76,25 @@ def fitted(
 
 
 def learn(
-    module: nn.Module, groups: Sequence[Mapping[str, Any]], loss_of: Callable[[int], torch.Tensor], steps: int, checkpoint: Path
+    module: nn.Module,
+    groups: Sequence[Mapping[str, Any]],
+    loss_of: Callable[[int], torch.Tensor],
+    steps: int,
+    checkpoint: Path,
+    held_out: Callable[[], float] | None = None,
 ) -> None:
     """Train `module` in place: Adam over parameter `groups` on `loss_of(step)`, which must depend on nothing else that changes.
+    `held_out` gives the loss on what is not learnt from: of the states it is asked for, the one of the least is left.
 
     A checkpoint every few steps makes an interrupted training go on where it was. Raises FloatingPointError when the loss is not
     finite.
     """
-    optimiser, start = torch.optim.Adam(groups), 0
+    optimiser, start, least, best = torch.optim.Adam(groups), 0, float("inf"), None
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(saved["module"])
         optimiser.load_state_dict(saved["optimiser"])
-        start = saved["step"]
+        start, least, best = saved["step"], saved["least"], saved["best"]
     for step in tqdm(range(start, steps), initial=start, total=steps, desc="fit"):
         loss = loss_of(step)
         if not torch.isfinite(loss):
@@ -96,7 +103,12 @@ def learn(
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), CLIP)
         optimiser.step()
-        if (step + 1) % EVERY == 0:
-            saved = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            with write_atomically(checkpoint) as temporary:
-                torch.save(saved, temporary)
+        if (done := step + 1) % EVERY and done < steps:
+            continue
+        if held_out is not None and (found := held_out()) < least:
+            least, best = found, copy.deepcopy(module.state_dict())
+        saved = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "step": done, "least": least, "best": best}
+        with write_atomically(checkpoint) as temporary:
+            torch.save(saved, temporary)
+    if best is not None:
+        module.load_state_dict(best)

@@ -2,10 +2,11 @@
 
 The gradient of a linear map's weight is a sum over positions of δ·uᵀ, the gradient of its output times its input (section 3).
 One residual low-rank network for each shape of weight, with an offset and a scale for each weight, maps normalised (u, δ) to
-pseudo-inputs (ũ, δ̃) (section 3.1, equation 3: it starts as the identity), and the edit is W − α·Σ δ̃·ũᵀ with a learnt α for each
-weight. Training (section 3.2) minimises the loss of the edited model in scope and its divergence from the unedited one out of it,
-weighted as MMEdit (Cheng et al., EMNLP 2023, section 4.1) weights text and picture: c_edit·(text + picture) + c_loc·(text +
-picture). Edited are the MLP's linear maps into and out of the hidden layer, in the last `layers` decoder layers.
+pseudo-inputs (ũ, δ̃) (section 3.1, equation 3: it starts as the identity), and the edit is W − α·Σ δ̃·ũᵀ with a learnt α for
+each weight. Training (section 3.2) minimises the loss of the edited model in scope and its divergence from the unedited one out
+of it, weighted as MMEdit (Cheng et al., EMNLP 2023, section 4.1) weights text and picture: c_edit·(text + picture) +
+c_loc·(text + picture). The weights of the least such loss on held-out train edits are kept. Edited are the MLP's linear maps
+into and out of the hidden layer, in the last `layers` decoder layers.
 """
 
 import math
@@ -29,6 +30,7 @@ from stages.sections import count, entry, number
 RANDOM = True  # an edit depends on the seed
 GOES_ON = True  # an edit can go on from what another left
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
+HELD_OUT = 0.2  # share of the train edits that only choose among the weights of a training, the last ones
 
 
 @dataclass(frozen=True)
@@ -141,20 +143,29 @@ def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Train the network, `steps` train edits one after the other in a drawn order; returns its weights."""
-    maps = edited_maps(backbone, settings["layers"])
+    maps, seed = edited_maps(backbone, settings["layers"]), settings["seed"]
+    learnt = len(examples) - int(HELD_OUT * len(examples))
     mend = Mend(maps, settings).to(backbone.model.device)
 
     def loss_of(step: int) -> torch.Tensor:
-        epoch, place = divmod(step, len(examples))
-        order = np.random.default_rng([settings["seed"], epoch]).permutation(len(examples))
-        example, rng = examples[order[place]], np.random.default_rng([settings["seed"], step, 1])
+        epoch, place = divmod(step, learnt)
+        example = examples[np.random.default_rng([seed, epoch]).permutation(learnt)[place]]
         factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
         mend.watch(factors)
-        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, rng)
+        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, np.random.default_rng([seed, step, 1]))
+
+    def held_out() -> float:
+        losses = []
+        for place, example in enumerate(examples[learnt:]):
+            factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
+            with torch.no_grad():
+                edit, rng = Edit(added=mend(maps, factors)), np.random.default_rng([seed, place, 2])
+                losses.append(outer_loss(backbone, example, edit, settings, rng).item())
+        return float(np.mean(losses))
 
     network = [p for name, p in mend.named_parameters() if name != "alpha"]
     groups = [{"params": network, "lr": settings["lr"]}, {"params": [mend.alpha], "lr": settings["lr_lr"]}]
-    learn(mend, groups, loss_of, settings["steps"], checkpoint)
+    learn(mend, groups, loss_of, settings["steps"], checkpoint, held_out if learnt < len(examples) else None)
     return dict(mend.state_dict())
 
 
