@@ -63,6 +63,7 @@ def test_a_batch_is_served_from_as_many_entries_as_there_are(cell: Cell) -> None
 @pytest.mark.parametrize("name", ["base", "balancedit", "ft"])
 def test_every_cost_of_a_method(backbone, records, name: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.setattr(cost, "TURNS", 2)
     monkeypatch.setattr(cost, "SIZES", (1, 4))
     hyper = {"balancedit": {"lr": 1e-2}, "ft": {"part": "layer", "lr": 1e-2}, "base": {}}[name]
     cell = replace(make(backbone, method(name, **hyper)), rows=[ROW])

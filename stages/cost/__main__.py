@@ -30,6 +30,7 @@ from stages.params import UserError, load, run, write_atomically
 
 REPORT = Path("reports/cost.csv")
 EDITS, ROUNDS = 8, 5  # the edits' own queries make the batch that is served
+TURNS = 20  # rounds of what is served: its ratios are near 1
 SIZES = (1, 10, 50, 100, 300, 1_000, 10_000)  # entries of a codebook
 COLUMNS = ["dataset", "backbone", "method", "cost", "entries", "value", "low", "high", "n"]
 LAYER_COPIES = "balancedit"  # the editor whose entries are copies of a layer
@@ -93,7 +94,7 @@ def of_codebook(
     probes, states = cell.queries[rows[0]["edit_id"]], cell.states(rows[0])
     found.append(cost("trace_per_forward", frozen.tracing(cell.backbone, probes, states, edits[0], ROUNDS)))
     asked = [Query(row["question"], row["image_id"]) for row in rows]
-    seconds = dict(serving.served(cell.backbone, asked, edits, cell.method.key.span, SIZES, ROUNDS))
+    seconds = dict(serving.served(cell.backbone, asked, edits, cell.method.key.span, SIZES, TURNS))
     unedited = seconds.pop("unedited")
     for (size, where), taken in seconds.items():
         found.append(cost(f"routed_{where}_seconds", taken, size))
