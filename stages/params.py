@@ -103,9 +103,13 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         own = mapping(at, value)
         own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
         own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
+        length = mapping(f"{at}.sequence", own.get("sequence", {}))
+        expect(f"{at}.sequence.", length, ["edits", "shared"], [])
+        own_sequence = read_section(Sequence, f"{at}.sequence", length, stages, base=sequence)
+        sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
         common = {k: v for k, v in own.items() if k in ("editor", "router")}
-        hyper = {k: v for k, v in own.items() if k not in ("editor", "router", "key", "radius")}
-        return read_section(Method, at, common, stages, name=name, key=own_key, radius=own_radius, hyper=hyper)
+        hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
+        return read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
 
     def backbone(at: str, value: Any, name: str) -> Backbone:
         if "checkpoint" in mapping(at, value):
@@ -135,7 +139,8 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
         raise UserError(f"radius.alpha: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number from 0 to 1")
 
-    sequence, methods = read_section(Sequence, "sequence", raw["sequence"], stages), _axis("methods", raw, method)
+    sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
+    methods = _axis("methods", raw, method)
     for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", methods)):
         for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)

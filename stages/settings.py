@@ -196,12 +196,13 @@ class Layers:
 class Method:
     """An editor, its router and the editor's own hyper-parameters.
 
-    `key` and `radius` are the global sections under the method's own entries.
+    `key`, `radius` and `sequence` are the global sections under the method's own entries.
     """
 
     name: str
     key: Key
     radius: Radius
+    sequence: Sequence
     editor: str = entry(module_of("editing", *NOT_EDITORS))
     router: str = entry(one_of(*ROUTERS))
     hyper: Mapping[str, Any] = field(default_factory=dict)

@@ -12,11 +12,12 @@ from stages.metrics import paired, strata, tuning
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import UserError, load
 from stages.scoring import routing, scores
-from stages.settings import Key, Method, Radius
+from stages.settings import Key, Method, Radius, Sequence
 
 RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
 KEY = Key("prompt")
-METHOD = Method(name="m", key=KEY, radius=RADIUS, editor="balancedit", router="codebook")
+SEQUENCE = Sequence(datasets=(), backbones=(), methods=(), edits=1, shared=1, orders=1, at=(1,), probes=1)
+METHOD = Method(name="m", key=KEY, radius=RADIUS, sequence=SEQUENCE, editor="balancedit", router="codebook")
 NAN = float("nan")
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,8 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
     grace, balancedit = params.method("grace"), params.method("balancedit")
     assert (grace.key.span, grace.radius.strategy, grace.radius.distance) == ("last", "constant", "cosine")
     assert (balancedit.key, balancedit.radius) == (params.key, params.radius)
+    wise, ft = (load_with(stages, "methods", "wise", "sequence", value={"shared": 7}).method(name) for name in ("wise", "ft"))
+    assert wise.sequence == replace(ft.sequence, shared=7) and "sequence" not in wise.hyper
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,8 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
             ("methods.grace.radius.alpha", "-0.1", "from 0 to 1"),
         ),
         (("methods", "grace", "key"), None, ("methods.grace.key", "None", "key: value")),
+        (("methods", "wise", "sequence"), 50, ("methods.wise.sequence", "50", "key: value")),
+        (("methods", "wise", "sequence"), {"orders": 1}, ("methods.wise.sequence.orders", "1", "edits, shared")),
         (("seeds", "s0"), "zero", ("seeds.s0", "'zero'", "a whole number")),
     ],
 )

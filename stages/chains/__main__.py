@@ -48,7 +48,8 @@ def main() -> None:
 def make(params: Params, dataset: str, backbone: str, name: str) -> None:
     """The tables of one cell, as they are kept or made."""
     place = f"{dataset}-{backbone}-{name}"
-    method, settings = params.method(name), params.sequence
+    method = params.method(name)
+    settings = method.sequence
     routed, goes_on = method.router == "codebook", getattr(module_of(method.editor), "GOES_ON", False)
     if not routed and not goes_on:
         raise UserError(

@@ -39,8 +39,8 @@ def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
 
 def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.DataFrame:
     """Scores at every point of every order, of each kind of memory that the method can have."""
-    cell, found = open_cell(dataset, backbone, name), []
-    method, few = params.method(name), replace(cell, edits=cell.edits[: params.sequence.shared])
+    cell, method, found = open_cell(dataset, backbone, name), params.method(name), []
+    few = replace(cell, edits=cell.edits[: method.sequence.shared])
     kinds, orders, made = {}, orders_of(params, dataset, few.edits), cell.trace[cell.trace["edit_id"].isin(cell.edits)]
     if method.router == "codebook":
         method = settled(method, read_trace(dataset, backbone, name))
