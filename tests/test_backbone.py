@@ -1,5 +1,7 @@
 """The adapter: spans, the frozen trunk against the full forward, greedy decoding against `generate`, packing of training rows."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -80,12 +82,13 @@ def test_branches_are_what_each_would_be_alone(backbone: Backbone) -> None:
     hidden, inputs, final = backbone.extend(trunk, torch.cat(answers, 1), widths)
     mask = torch.cat([trunk.prompts.mask, torch.ones(3, sum(widths), dtype=torch.bool)], 1)
     tail = backbone.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 1 + sum(widths), widths)
-    torch.testing.assert_close(tail, final, atol=1e-5, rtol=1e-5)
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)  # sums of float32 differ with the kind of core
+    close(tail, final)
     parts = zip(answers, *(states.split(widths, 1) for states in (hidden, inputs, final[:, 1:])), strict=True)
     for ids, entering, fed, after in parts:
         alone = backbone.extend(trunk, ids)
         for found, expected in zip((entering, fed, torch.cat([final[:, :1], after], 1)), alone, strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            close(found, expected)
 
 
 def test_extend_leaves_the_trunk_reusable(backbone: Backbone) -> None:
