@@ -104,7 +104,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
         own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
         length = mapping(f"{at}.sequence", own.get("sequence", {}))
-        expect(f"{at}.sequence.", length, ["edits", "shared"], [])
+        expect(f"{at}.sequence.", length, ["shared"], [])  # samples are made for as many edits as the section says
         own_sequence = read_section(Sequence, f"{at}.sequence", length, stages, base=sequence)
         sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
         common = {k: v for k, v in own.items() if k in ("editor", "router")}

@@ -396,7 +396,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("before", [0, 50, 150])
 def test_the_state_of_the_least_loss_held_out_is_left(before: int, tmp_path: Path) -> None:
-    """Plain steps towards 0 from 1, and what is held out likes it least far from the state after 100: interrupted or not."""
+    """The loss held out is how far a state is from the one after 100 steps; interrupted before, at a checkpoint or behind it."""
 
     def run(steps: int) -> float:
         module = torch.nn.Linear(1, 1, bias=False)

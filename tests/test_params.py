@@ -142,7 +142,7 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         ),
         (("methods", "grace", "key"), None, ("methods.grace.key", "None", "key: value")),
         (("methods", "wise", "sequence"), 50, ("methods.wise.sequence", "50", "key: value")),
-        (("methods", "wise", "sequence"), {"orders": 1}, ("methods.wise.sequence.orders", "1", "edits, shared")),
+        (("methods", "wise", "sequence"), {"orders": 1}, ("methods.wise.sequence.orders", "1", "shared")),
         (("seeds", "s0"), "zero", ("seeds.s0", "'zero'", "a whole number")),
     ],
 )

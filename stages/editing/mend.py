@@ -147,17 +147,19 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
     learnt = len(examples) - int(HELD_OUT * len(examples))
     mend = Mend(maps, settings).to(backbone.model.device)
 
+    def factors_in(example: Example) -> list[torch.Tensor]:
+        return factors_of(backbone, request_of(example.states, example.row), maps)[0]
+
     def loss_of(step: int) -> torch.Tensor:
         epoch, place = divmod(step, learnt)
         example = examples[np.random.default_rng([seed, epoch]).permutation(learnt)[place]]
-        factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
-        mend.watch(factors)
+        mend.watch(factors := factors_in(example))
         return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, np.random.default_rng([seed, step, 1]))
 
     def held_out() -> float:
         losses = []
         for place, example in enumerate(examples[learnt:]):
-            factors, _ = factors_of(backbone, request_of(example.states, example.row), maps)
+            factors = factors_in(example)
             with torch.no_grad():
                 edit, rng = Edit(added=mend(maps, factors)), np.random.default_rng([seed, place, 2])
                 losses.append(outer_loss(backbone, example, edit, settings, rng).item())
