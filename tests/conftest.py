@@ -4,6 +4,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,11 @@ from stages.backbone.adapters import adapt
 from stages.backbone.parts import END, IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
-from stages.editing import trace
+from stages.editing import cell, sentences, trace
+from stages.editing.fitting import Example, training_probes
+from stages.editing.partial import Partial
+from tests import editors
+from tests.architectures import MARKS
 from tests.rows import ROW, SAMPLES
 
 LAYER = 2
@@ -86,6 +91,34 @@ def probes() -> list[trace.Probe]:
 def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
     """What the tiny backbone's trunk says of them."""
     return trace.run_trunk(backbone, ROW, probes)
+
+
+@pytest.fixture(scope="session")
+def words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tests' character tokenizer with every architecture's special tokens."""
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token=tokenizer.eos_token, pad_token="<eos>")
+    made.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    return made
+
+
+@pytest.fixture()
+def examples(backbone: Backbone) -> list[Example]:
+    more = [{"kind": "text_only", "image_id": None, "question": "Who sang?", "answer": "he"}]
+    rows = [row | {"locality": ROW["locality"] + more} for row in editors.TRAIN]
+    return [Example(row, training_probes(row), partial(trace.run_trunk, backbone, row)) for row in rows]
+
+
+@pytest.fixture()
+def letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences are embedded by their letters, to be checked by hand."""
+    monkeypatch.setattr(sentences, "embed", editors.letters)
+
+
+@pytest.fixture()
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
+    monkeypatch.setattr(cell, "CACHE", tmp_path / "trunk")
+    with Partial(tmp_path / "partial", "inputs") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -19,16 +19,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from stages.backbone import checkpoints, minigpt4
 from stages.backbone.__main__ import assemble
-from stages.backbone.vlm import Backbone
+from stages.backbone.vlm import Backbone, Query
 from stages.params import UserError, load
 from stages.settings import Accuracy, Checkpoint
-from tests.test_adapters import LLAMA, LLAMA_LIKE_QFORMER, PICTURES, VISION, Query, open_checkpoint, save_checkpoint, words  # noqa: F401
+from tests.architectures import LLAMA, LLAMA_LIKE_QFORMER, PICTURES, VISION, open_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def saved(words, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def saved(words, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint("llava", words, tmp_path_factory.mktemp("saved"))
 
 
@@ -221,7 +221,7 @@ ANSWER = SimpleNamespace(headers={}, request=None)  # what these errors read of 
         (errors.LocalEntryNotFoundError("x"), r"neither a folder nor in the hub's cache, and the hub cannot be reached"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(error: Exception, words: str, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+def test_what_the_hub_refuses_is_one_line(error: Exception, words: str, tmp_path: Path, monkeypatch) -> None:
     def download(*_: object, **__: object) -> str:
         raise error
 

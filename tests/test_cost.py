@@ -14,12 +14,12 @@ from stages.editing.cell import Cell
 from stages.editing.editor import Difference, Edit
 from stages.editing.size import size_of, tensors_in
 from stages.editing.transform import Layer, LowRank
+from tests.cells import make, method
 from tests.rows import ROW
-from tests.test_tuning import make, method, records  # noqa: F401
 
 
 @pytest.fixture()
-def cell(backbone, records) -> Cell:  # noqa: F811
+def cell(backbone, records) -> Cell:
     return replace(make(backbone, method("balancedit", lr=1e-2, margin=0.1)), rows=[ROW])
 
 
@@ -61,7 +61,7 @@ def test_a_batch_is_served_from_as_many_entries_as_there_are(cell: Cell) -> None
 
 
 @pytest.mark.parametrize("name", ["base", "balancedit", "ft"])
-def test_every_cost_of_a_method(backbone, records, name: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_every_cost_of_a_method(backbone, records, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "ROUNDS", 1)
     monkeypatch.setattr(cost, "TURNS", 2)
     monkeypatch.setattr(cost, "SIZES", (1, 4))

@@ -14,16 +14,17 @@ from stages.editing.codebook import Codebook, Entry
 from stages.editing.editor import load_editor
 from stages.editing.fitting import Example
 from tests import elsewhere
-from tests.rows import ROW as DRAWN
-from tests.test_adapters import ARCHITECTURES, EDITORS, PICTURES, ROW, SAMPLES, open_checkpoint, save_checkpoint, words  # noqa: F401
-from tests.test_baselines import EVERY, _letters, examples, made  # noqa: F401
+from tests.architectures import ARCHITECTURES, open_checkpoint, save_checkpoint
+from tests.editors import EVERY, ONE_MAP, made
+from tests.rows import ROW, SAMPLES
 
+pytestmark = pytest.mark.usefixtures("letters")
 PROBES = trace.probes_of(ROW, SAMPLES)
 
 
 def traced(backbone: Backbone, editor: str) -> list[dict]:
     states = trace.run_trunk(backbone, ROW, PROBES)
-    edit = load_editor(editor)(backbone, trace.request_of(states, ROW), EDITORS[editor])
+    edit = load_editor(editor)(backbone, trace.request_of(states, ROW), ONE_MAP[editor])
     return trace.trace_edit(backbone, ROW, PROBES, states, edit)
 
 
@@ -55,10 +56,10 @@ def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp_path) -> None:  # noqa: F811
+def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp_path) -> None:
     """With the editors that stand for the rest on one architecture, and one editor on all."""
     backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path)
-    editors = sorted(EDITORS) if architecture == "llava" else ["balancedit"]
+    editors = sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]
     expected, weights = {name: traced(backbone, name) for name in editors}, fingerprint(backbone)
     backbone = moved(backbone)
     with elsewhere.accelerator():
@@ -73,16 +74,16 @@ def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:  # noqa: F811
+def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:
     """What it learns from train edits first, the edit itself, when it answers, and what it does to the edit's probes."""
     here = made(name, backbone, examples, states, tmp_path / "here")
-    expected = trace.trace_edit(backbone, DRAWN, probes, states, here)
+    expected = trace.trace_edit(backbone, ROW, probes, states, here)
     backbone = moved(backbone)
     with elsewhere.accelerator():
-        states = trace.run_trunk(backbone, DRAWN, probes)
+        states = trace.run_trunk(backbone, ROW, probes)
         again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
         there = made(name, backbone, again, states, tmp_path / "there")
-        found = trace.trace_edit(backbone, DRAWN, probes, states, there)
+        found = trace.trace_edit(backbone, ROW, probes, states, there)
     assert there.loss == pytest.approx(here.loss, rel=1e-2, abs=1e-3) and there.reached == here.reached
     for one, other in zip(expected, found, strict=True):
         said = [key for key, value in one.items() if not isinstance(value, float)]
@@ -91,24 +92,24 @@ def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, pr
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("name", EVERY)
-def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:  # noqa: F811
+def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:
     here = made(name, backbone, examples, states, tmp_path / "here")
     place(backbone.model, "cuda")
     backbone._shown.clear()
-    states = trace.run_trunk(backbone, DRAWN, probes)
+    states = trace.run_trunk(backbone, ROW, probes)
     again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
     there = made(name, backbone, again, states, tmp_path / "there")
     assert there.reached == here.reached and there.loss == pytest.approx(here.loss, rel=0.1, abs=0.02)
-    assert len(trace.trace_edit(backbone, DRAWN, probes, states, there)) == len(probes)
+    assert len(trace.trace_edit(backbone, ROW, probes, states, there)) == len(probes)
 
 
-def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:  # noqa: F811
+def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path)
 
     def answered(backbone: Backbone) -> torch.Tensor:
         states = trace.run_trunk(backbone, ROW, PROBES)
         phi, book = states.phi["prompt"], Codebook()
-        edit = load_editor("balancedit")(backbone, trace.request_of(states, ROW), EDITORS["balancedit"])
+        edit = load_editor("balancedit")(backbone, trace.request_of(states, ROW), ONE_MAP["balancedit"])
         book.add(Entry(phi[0], 1e-3, ROW["target"], edit))
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
@@ -122,23 +123,23 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:  #
 
 
 @pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"blip_2_lite"}))
-def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -> None:  # noqa: F811
+def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -> None:
     """bfloat16 states, float32 keys and master weights; every editor lowers the loss and leaves the weights as they were."""
     backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     assert backbone.edited.weight.dtype == torch.bfloat16
     weights, states = fingerprint(backbone), trace.run_trunk(backbone, ROW, PROBES)
     assert states.hidden.dtype == torch.bfloat16
     assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
-    for name in sorted(EDITORS) if architecture == "llava" else ["balancedit"]:
+    for name in sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]:
         request = trace.request_of(states, ROW)
-        before = load_editor(name)(backbone, request, EDITORS[name] | {"steps": 0})
-        edit = load_editor(name)(backbone, request, EDITORS[name])
+        before = load_editor(name)(backbone, request, ONE_MAP[name] | {"steps": 0})
+        edit = load_editor(name)(backbone, request, ONE_MAP[name])
         rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
         assert edit.loss < before.loss and rows[0]["target_on"] == edit.reached
     assert fingerprint(backbone) == weights
 
 
-def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:  # noqa: F811
+def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:
     """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES), ROW)

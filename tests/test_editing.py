@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from stages.backbone.vlm import Backbone, Query
+from stages.backbone.vlm import Query
 from stages.editing import editor, trace, vocabulary
 from stages.editing.cell import decode_shown
 from stages.editing.editor import Edit, differences, exact_with_margin, load_editor, module_of
@@ -24,18 +24,10 @@ from stages.editing.transform import Layer, replaced
 from stages.okedit.schema import encode
 from stages.params import UserError, load
 from stages.settings import Method
+from tests.editors import ONE_MAP, bits
 from tests.rows import ROW
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {
-    "balancedit": {"lr": 0.01, "steps": 50, "margin": 0.1, "rank": 0},
-    "finetune": {"part": "layer", "lr": 0.01, "steps": 50, "loss": 0.05},
-    "grace": {"lr": 1.0, "steps": 100, "margin": 0.1, "replace": "all", "seed": 0},
-}
-
-
-def bits(backbone: Backbone) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in backbone.model.state_dict().items()}
 
 
 def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
@@ -48,10 +40,10 @@ def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
     assert (probes[8].expected, probes[8].truth) == ("b", "a")
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
     before = bits(backbone)
-    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), ONE_MAP[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
@@ -63,10 +55,10 @@ def test_the_edited_layer_attends_once_and_all_steps_are_the_same(backbone, stat
     attention, calls = backbone.decoder.layers[backbone.layer].self_attn, []
     attention.register_forward_hook(lambda *_: calls.append(1))
     request = trace.request_of(states, ROW)
-    once = load_editor(name)(backbone, request, SETTINGS[name])
+    once = load_editor(name)(backbone, request, ONE_MAP[name])
     assert len(calls) == 1 and backbone.decoder.layers[backbone.layer].self_attn is attention
     monkeypatch.setattr(editor, "attending_once", lambda *_: contextlib.nullcontext())
-    always = load_editor(name)(backbone, request, SETTINGS[name])
+    always = load_editor(name)(backbone, request, ONE_MAP[name])
     assert len(calls) == 2 + always.steps and (once.steps, once.loss) == (always.steps, always.loss)
     weights = [next(iter(edit.added.values())).delta if edit.added else edit.output.weight for edit in (once, always)]
     assert torch.equal(*weights)
@@ -80,7 +72,7 @@ def test_attention_that_the_edit_changes_runs_every_time(backbone, states) -> No
 
 
 def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, states) -> None:
-    request, settings = trace.request_of(states, ROW), SETTINGS["balancedit"]
+    request, settings = trace.request_of(states, ROW), ONE_MAP["balancedit"]
     edit = load_editor("balancedit")(backbone, request, settings | {"rank": 1})
     assert edit.output.a.shape[0] in (1, 2, 4, 8, 16) and edit.reached
     assert trace.trace_edit(backbone, ROW, probes, states, edit)[0]["target_on"]
@@ -88,10 +80,10 @@ def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, state
     assert isinstance(whole.output, Layer)  # of full rank there is nothing to spare
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
     """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
-    edit = load_editor(name)(backbone, trace.request_of(states, ROW), SETTINGS[name])
+    edit = load_editor(name)(backbone, trace.request_of(states, ROW), ONE_MAP[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in zip(probes, rows, strict=True):
         if probe.is_sample:
@@ -188,7 +180,7 @@ def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
     request = trace.request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
     with pytest.raises(FloatingPointError, match="nan after 0 steps"):
-        load_editor("balancedit")(backbone, broken, SETTINGS["balancedit"])
+        load_editor("balancedit")(backbone, broken, ONE_MAP["balancedit"])
 
 
 def test_the_trunk_is_computed_once(backbone, probes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

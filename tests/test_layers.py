@@ -13,8 +13,8 @@ from stages.editing.trace import probes_of, run_trunk
 from stages.layers import __main__ as layers
 from stages.metrics.tuning import ALPHAS
 from stages.params import UserError
+from tests.cells import DEV, PARAMS, make, method
 from tests.rows import ROW, SAMPLES
-from tests.test_tuning import DEV, PARAMS, make, method, records  # noqa: F401
 
 
 @pytest.fixture()
@@ -43,7 +43,7 @@ def test_a_layer_that_is_not_there_is_named(backbone: Backbone, layer: int) -> N
         seen_from(backbone, layer)
 
 
-def test_every_depth_is_edited_and_scored(cell: Cell, records: Partial, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_every_depth_is_edited_and_scored(cell: Cell, records: Partial, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = {name: tensor.clone() for name, tensor in cell.backbone.model.state_dict().items()}
     for layer in (0, 1):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stages.report import names
-from tests.test_report import rendered
+from tests.miniature import rendered
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")

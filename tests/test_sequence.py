@@ -19,10 +19,9 @@ from stages.editing.transform import Layer, Value
 from stages.params import UserError, load
 from stages.sequence import retention
 from stages.sequence.replay import replay
+from tests.cells import make, method
+from tests.editors import PARTS, SETTINGS
 from tests.rows import ROW, SAMPLES
-from tests.test_baselines import OURS, PARTS
-from tests.test_editing import SETTINGS
-from tests.test_tuning import make, method, records  # noqa: F401
 
 OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
 SPREAD = load("params.yaml").sequence
@@ -51,7 +50,7 @@ def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone
 
 @pytest.mark.parametrize("name", ["lora", "finetune-connector"])
 def test_edits_below_the_layer_go_on_from_each_other(backbone, name: str) -> None:
-    editor, settings = name.split("-")[0], OURS[name.split("-")[0]] | PARTS.get(name, {})
+    editor, settings = name.split("-")[0], SETTINGS[name.split("-")[0]] | PARTS.get(name, {})
     request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
     first = load_editor(editor)(backbone, request, settings)
     again = load_editor(editor)(backbone, replace(request, start=first), settings | {"steps": 1, "lr": 1e-9})
@@ -83,7 +82,7 @@ def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_al
     assert held_out == set(asked) - {"edit", "text_generality", "image_generality", "joint_generality"}
 
 
-def test_fewer_probes_have_the_same_outcomes(backbone, records: Partial) -> None:  # noqa: F811
+def test_fewer_probes_have_the_same_outcomes(backbone, records: Partial) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
     asked, states = asked_of(cell)[0], cell.states(ROW)
     edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
@@ -94,7 +93,7 @@ def test_fewer_probes_have_the_same_outcomes(backbone, records: Partial) -> None
         assert found == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
 
 
-def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Partial) -> None:  # noqa: F811
+def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Partial) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
     asked = asked_of(cell)
     trace, table = crossing.each(cell, cell.grid[0], cell.rows, asked, [[0, 1]], [1, 2], records)
@@ -137,7 +136,7 @@ def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
     assert taken([11, 9, 9], "aaa", [0, 1, 2]) == [[0, 1], [0, 2], [1, 2]]  # unless the first has taken it in
 
 
-def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Partial) -> None:  # noqa: F811
+def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Partial) -> None:
     cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
     asked = [asked_of(cell)[0], replace(asked_of(cell)[1], row=OTHER | {"split": "dev"})]
     trace, met = crossing.each(cell, cell.grid[0], [ROW], asked, [[0]], [1], records)
@@ -146,7 +145,7 @@ def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(b
     assert trace.loc[(trace["edit_id"] == ROW["edit_id"]) & (trace["kind"] == "edit"), "target_on"].all()
 
 
-def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Partial) -> None:  # noqa: F811
+def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Partial) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
     states = cell.states(ROW)
     samples = [i for i, probe in enumerate(cell.queries[ROW["edit_id"]]) if probe.is_sample]
@@ -154,7 +153,7 @@ def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Partial
     assert crossing.reach(cell, ROW)["euclidean_prompt"] == pytest.approx(2 * float(apart.max()))
 
 
-def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:  # noqa: F811
+def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Partial) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
     settings = replace(SPREAD, at=(1,), orders=2)
     table = played.played(cell, cell.grid[0], cell.rows, asked_of(cell), settings, 0, records)

@@ -7,41 +7,14 @@ import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.editing import cell as cells
 from stages.editing import kept, tuning
 from stages.editing.__main__ import edit, keep
 from stages.editing.cell import Cell, label
 from stages.editing.editor import module_of
 from stages.editing.partial import Partial
-from stages.editing.plan import Plan
-from stages.editing.trace import probes_of
-from stages.params import UserError, load
-from stages.settings import Method
-from tests.rows import ROW, SAMPLES
-
-PARAMS = load(Path(__file__).parent.parent / "params.yaml")
-DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words
-
-
-def method(name: str, **hyper: object) -> Method:
-    return replace(PARAMS.method(name), hyper=hyper)
-
-
-def make(backbone: Backbone, chosen: Method) -> Cell:
-    """A cell of one dev edit on the tiny backbone."""
-    editor = module_of(chosen.editor)
-    grid = [vars(one) for one in chosen.grid(editor.Settings)]
-    digests = {"red": "r", "noise": "n"}
-    queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
-    plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], SAMPLES, [0])
-    return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], digests=digests)
-
-
-@pytest.fixture()
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
-    monkeypatch.setattr(cells, "CACHE", tmp_path / "trunk")
-    with Partial(tmp_path / "partial", "inputs") as opened:
-        yield opened
+from stages.params import UserError
+from tests.cells import DEV, PARAMS, make, method
+from tests.rows import SAMPLES
 
 
 def test_a_list_is_several_settings_and_each_is_checked() -> None:

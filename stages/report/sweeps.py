@@ -4,7 +4,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from stages.report import names, tables
+from stages.report import names
 from stages.report.canvas import (
     COLOURS,
     COLUMN,
@@ -19,6 +19,7 @@ from stages.report.canvas import (
     styles,
 )
 from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.variants import in_order, labelled
 
 DASHES = ("-", "--", "-.", ":")
 
@@ -150,11 +151,11 @@ def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol:
     """The trade-off under each variant of the radius (strategy, negative anchor or span)."""
     table = select(table, protocol=protocol, **wanted)
     table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())
-    table = table.assign(variant=tables.variant_labels(table, column, labels))
+    table = table.assign(variant=labelled(table, column, labels))
     metrics = {m: names.TRADE_OFF[m] for m in ordered(names.TRADE_OFF, table["metric"])}
     with matplotlib.rc_context(STYLE):
         found = cells(table)
-        shown = [tables.variants_in_order(block, column, labels) for _, block in found]
+        shown = [in_order(block, column, labels) for _, block in found]
         figure, axes = panels(len(found), 1, PAGE if max(map(len, shown)) > 4 else COLUMN, 1.7)
         handles = []
         for ax, ((dataset, backbone), block), order in zip(axes[:, 0], found, shown, strict=True):

@@ -59,19 +59,19 @@ def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption:
         edited = block[block["method"] != "base"].groupby("metric")["mean"].max()
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].set_index("metric")
-            entries = [_entry(found, m, method != "base", edited) for m in shown]
+            entries = [entry(found, m, method != "base", edited) for m in shown]
             at = (*place, method)
             share = f"{100 * failed.loc[at, 'mean']:.0f} % diverged" if at in failed.index else ""
             rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method), share), *entries])
     caption += (
         f" ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per cent and "
-        f"{percent(level)} "
-        f"paired bootstrap interval over edits, {count(table['n'])} edits. Bold: best edited model."
+        f"{percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits. Bold: best edited model."
     )
     return Table(["Dataset", "Backbone", "Method", *(metrics[m] for m in shown)], rows, caption, labels=3)
 
 
-def _entry(found: pd.DataFrame, metric: str, edited: bool, best: pd.Series) -> Cell:
+def entry(found: pd.DataFrame, metric: str, edited: bool, best: pd.Series) -> Cell:
+    """The score of `metric` from rows by metric, – where there is none; an edited model's is bold where none is better."""
     if metric not in found.index:
         return Cell("–")
     row = found.loc[metric]
@@ -91,7 +91,7 @@ def balance(table: pd.DataFrame, protocol: str, level: float) -> Table:
         entries = []
         for _, block in places:
             best = pd.Series({"hm": block[block["method"] != "base"]["mean"].max()})
-            entries.append(_entry(block[block["method"] == method].set_index("metric"), "hm", method != "base", best))
+            entries.append(entry(block[block["method"] == method].set_index("metric"), "hm", method != "base", best))
         rows.append([Cell(names.METHODS.get(method, method)), *entries])
     caption = (
         f"HM, the harmonic mean of text generality, image generality and locality ({names.PROTOCOLS[protocol]} protocol): mean "
@@ -154,8 +154,7 @@ def outcomes(table: pd.DataFrame) -> Table:
             rows.append([*map(Cell, [*place, names.KINDS.get(kind, kind)]), *entries])
     caption = (
         f"Outcomes by probe kind ({where(table)}): target / unchanged / another answer in per cent, mean "
-        "over test "
-        f"edits ({count(shares['n'])}). For hops, target is what follows from the edit."
+        f"over test edits ({count(shares['n'])}). For hops, target is what follows from the edit."
     )
     header = ["Dataset", "Backbone", "Probe", *(names.METHODS.get(m, m) for m in methods)]
     return Table(header, rows, caption, labels=3)
@@ -187,7 +186,7 @@ def strata(table: pd.DataFrame, method: str, level: float) -> Table:
             for stratum, size in sizes.items():
                 found = select(block, group=group, stratum=stratum).set_index("metric")
                 label = [*place, names.STRATA.get(group, group), str(stratum).replace("_", " ")]
-                rows.append([*map(Cell, label), Cell(str(size)), *(_entry(found, m, False, found["mean"]) for m in shown)])
+                rows.append([*map(Cell, label), Cell(str(size)), *(entry(found, m, False, found["mean"]) for m in shown)])
     caption = (
         f"{names.METHODS.get(method, method)} by relation and by type of the target (strict protocol; {where(table)}): mean over "
         f"edits in per cent and {percent(level)} bootstrap interval over the stratum's n edits."
@@ -249,101 +248,3 @@ def _seen_first(table: pd.DataFrame) -> list[str]:
     held = set(table[table["split"] == "held-out"]["vendor"])
     shown = table[table["split"] != "text"]
     return sorted(ordered(names.VENDORS, shown["vendor"]), key=lambda v: v in held)
-
-
-def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: float, **wanted: str) -> Table:
-    """One row a variant of the radius and a protocol, one column a metric of the trade-off."""
-    table = need(select(table, **wanted), *wanted.values())
-    table = table[table["metric"].isin(names.TRADE_OFF)].assign(variant=variant_labels(table, column, variants))
-    shown = ordered(names.TRADE_OFF, table["metric"])
-    rows = []
-    for place, block in cells(table):
-        for protocol in ordered(names.PROTOCOLS, block["protocol"]):
-            for variant in variants_in_order(block, column, variants):
-                found = select(block, protocol=protocol, variant=variant).set_index("metric")
-                label = [*place, names.PROTOCOLS.get(protocol, protocol), variant]
-                rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
-    fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
-    caption = (
-        f"Ablation of the {column} ({where(table)}; {fixed}): mean over edits in per cent and "
-        f"{percent(level)} "
-        f"paired bootstrap interval over edits, {count(table['n'])} edits."
-    )
-    header = ["Dataset", "Backbone", "Protocol", column.capitalize(), *(names.TRADE_OFF[m] for m in shown)]
-    return Table(header, rows, caption, labels=4)
-
-
-def layers(table: pd.DataFrame, protocol: str, level: float) -> Table:
-    """BalancEdit at every depth: α, how often d⁺ > d⁻, and the scores."""
-    table = need(select(table, protocol=protocol), protocol)
-    columns = {"reliability": "Rel."} | names.TRADE_OFF
-    shown = ordered(columns, table[table["metric"].isin(columns)]["metric"])
-    rows = []
-    for place, block in cells(table):
-        for layer, part in block.groupby("layer"):
-            found, first = part.set_index("metric"), part.iloc[0]
-            label = [*place, str(layer), f"{first['alpha']:g}", f"{100 * first['inverted']:.0f} %"]
-            rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
-    caption = (
-        f"By the decoder layer that is edited ({names.PROTOCOLS[protocol]} protocol; {where(table)}): α, chosen for each on dev "
-        f"edits, how often d⁺ > d⁻, mean over edits in per cent and {percent(level)} paired bootstrap interval over edits, "
-        f"{count(table['n'])} edits."
-    )
-    header = ["Dataset", "Backbone", "Layer", "α", "d⁺ > d⁻", *(columns[m] for m in shown)]
-    return Table(header, rows, caption, labels=3)
-
-
-def routers(table: pd.DataFrame, protocol: str, level: float) -> Table:
-    """Every method's edits behind each router: one row a method and router."""
-    table = need(select(table, protocol=protocol, split="test"), protocol)
-    shown = ordered(names.TRADE_OFF, table[table["metric"].isin(names.TRADE_OFF)]["metric"])
-    rows = []
-    for place, block in cells(table):
-        for method in ordered(names.METHODS, block["method"]):
-            for router in ordered(names.ROUTERS, select(block, method=method)["router"]):
-                found = select(block, method=method, router=router).set_index("metric")
-                label = [*place, names.METHODS.get(method, method), names.ROUTERS.get(router, router)]
-                rows.append([*map(Cell, label), *(_entry(found, m, False, found["mean"]) for m in shown)])
-    caption = (
-        f"The same edits behind other routers ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per "
-        f"cent and {percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits."
-    )
-    return Table(
-        ["Dataset", "Backbone", "Edits of", "They answer", *(names.TRADE_OFF[m] for m in shown)], rows, caption, labels=4
-    )
-
-
-def variant_labels(table: pd.DataFrame, column: str, variants: dict[str, str]) -> pd.Series:
-    """The name of each row's variant; a constant radius also says which."""
-    labels = table[column].map(lambda v: variants.get(v, v))
-    if column == "strategy" and "epsilon" in table.columns:
-        constant = (table[column] == "constant") & table["epsilon"].notna()
-        labels = labels.where(~constant, labels + table["epsilon"].map(lambda e: f" ε = {e:.3g}"))
-    return labels
-
-
-def variants_in_order(table: pd.DataFrame, column: str, variants: dict[str, str]) -> list[str]:
-    """Distinct labels in the order of `variants`; constant radii by size."""
-    by = ["_rank", "epsilon"] if "epsilon" in table.columns else ["_rank"]
-    rank = table[column].map({v: i for i, v in enumerate(ordered(variants, table[column]))})
-    return list(dict.fromkeys(table.assign(_rank=rank).sort_values(by, kind="stable")["variant"]))
-
-
-def auc(table: pd.DataFrame, method: str) -> Table:
-    """How well distance alone tells probes the edit must reach from each kind it must not."""
-    table = need(select(table, method=method), method)
-    kinds = ordered(names.KINDS, table["kind"])
-    rows = []
-    for place, block in cells(table):
-        by_kind = block.pivot(index=["distance", "span"], columns="kind", values="auc").reindex(columns=kinds)
-        for span in ordered(names.SPANS, block["span"]):
-            for distance, found in by_kind.xs(span, level="span").iterrows():
-                entries = [Cell("–" if v != v else f"{v:.2f}") for v in found]
-                rows.append([*map(Cell, [*place, names.SPANS.get(span, span), distance]), *entries])
-    caption = (
-        f"Area under the ROC curve of the distance to the key ({where(table)}; "
-        f"{names.METHODS.get(method, method)}): "
-        f"probes the edit must reach against each kind it must not, {count(table['n'])} probes. 0.5 is chance."
-    )
-    header = ["Dataset", "Backbone", "Span", "Distance", *(names.KINDS.get(k, k) for k in kinds)]
-    return Table(header, rows, caption, labels=4)

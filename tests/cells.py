@@ -1,0 +1,30 @@
+"""A method's cell of one dev edit on the tiny backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from stages.backbone.vlm import Backbone
+from stages.editing.cell import Cell
+from stages.editing.editor import module_of
+from stages.editing.plan import Plan
+from stages.editing.trace import probes_of
+from stages.params import load
+from stages.settings import Method
+from tests.rows import ROW, SAMPLES
+
+PARAMS = load(Path(__file__).parent.parent / "params.yaml")
+DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words
+
+
+def method(name: str, **hyper: object) -> Method:
+    return replace(PARAMS.method(name), hyper=hyper)
+
+
+def make(backbone: Backbone, chosen: Method) -> Cell:
+    """A cell of one dev edit on the tiny backbone."""
+    editor = module_of(chosen.editor)
+    grid = [vars(one) for one in chosen.grid(editor.Settings)]
+    digests = {"red": "r", "noise": "n"}
+    queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
+    plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], SAMPLES, [0])
+    return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], digests=digests)

@@ -1,0 +1,75 @@
+"""Learning from train edits: nothing that evaluation asks, the same weights after an interruption, kept by content."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.editing import trace, wise
+from stages.editing.fitting import fitted, learn, training_probes
+from tests.editors import SETTINGS, TRAIN
+from tests.rows import ROW
+
+pytestmark = pytest.mark.usefixtures("letters")
+
+
+@pytest.mark.parametrize("path", sorted(Path(trace.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_an_editor_is_random_iff_it_reads_the_seed(path: Path) -> None:
+    text = path.read_text()
+    assert ("\nRANDOM = True" in text) == ('settings["seed"]' in text and "class Settings" in text)
+
+
+def test_training_probes_never_ask_what_evaluation_asks() -> None:
+    asked = {p.question for row in TRAIN for p in training_probes(row)}
+    assert "Say it." in asked and not asked & set(ROW["rephrasings"])
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    def run(steps: int, checkpoint: Path) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(2, 1)
+
+        def loss_of(step: int) -> torch.Tensor:
+            return (module(torch.tensor([1.0, step / 100])) - 3).square().sum()
+
+        learn(module, [{"params": list(module.parameters()), "lr": 0.01}], loss_of, steps, checkpoint)
+        return module.weight.detach()
+
+    run(50, tmp_path / "part.pt")  # as long as one checkpoint
+    assert torch.equal(run(120, tmp_path / "part.pt"), run(120, tmp_path / "other.pt"))
+
+
+@pytest.mark.parametrize("before", [0, 50, 150])
+def test_the_state_of_the_least_loss_held_out_is_left(before: int, tmp_path: Path) -> None:
+    """The loss held out is how far a state is from the one after 100 steps; interrupted before, at a checkpoint or behind it."""
+
+    def run(steps: int) -> float:
+        module = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.ones_(module.weight)
+        module.register_buffer("done", torch.zeros(()))
+
+        def loss_of(step: int) -> torch.Tensor:
+            module.done.fill_(step + 1)
+            return module.weight.square().sum()
+
+        groups = [{"params": list(module.parameters()), "lr": 1e-3}]
+        learn(module, groups, loss_of, steps, tmp_path / "part.pt", lambda: abs(module.done.item() - 100))
+        return module.done.item()
+
+    if before:
+        run(before)
+    assert run(220) == 100
+
+
+def test_what_was_learnt_is_kept_by_content(backbone, examples, tmp_path, monkeypatch) -> None:
+    first = fitted(wise, backbone, examples, SETTINGS["wise"], "code", tmp_path)
+    monkeypatch.setattr(wise, "fit", lambda *_: pytest.fail("fitted again"))
+    again = fitted(wise, backbone, examples, SETTINGS["wise"], "code", tmp_path)
+    assert torch.equal(first[0]["inputs"], again[0]["inputs"])
+    for changed in (
+        (examples[:1], SETTINGS["wise"], "code"),
+        (examples, SETTINGS["wise"] | {"seed": 1}, "code"),
+        (examples, {}, "new"),
+    ):
+        with pytest.raises(pytest.fail.Exception):
+            fitted(wise, backbone, *changed, tmp_path)
