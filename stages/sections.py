@@ -66,6 +66,18 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
+def some_of(*allowed: str) -> Check:
+    """One of some words, or a list of several."""
+
+    def check(key: str, value: Any, stages: Path) -> tuple[str, ...]:
+        listed = value if isinstance(value, list) else [value]
+        if not listed or any(one not in allowed or listed.count(one) > 1 for one in listed):
+            raise refuse(key, value, f"{', '.join(allowed)}, or a list of different ones")
+        return tuple(listed)
+
+    return check
+
+
 def module_of(folder: str, *others: str) -> Check:
     """The name of a module in stages/<folder>, with hyphens or underscores, that is none of `others`."""
 

@@ -19,6 +19,7 @@ from stages.sections import (
     one_of,
     read_section,
     refuse,
+    some_of,
     template_text,
     text,
     texts,
@@ -29,9 +30,11 @@ T = TypeVar("T")
 STAGES = Path(__file__).parent
 SPANS = ("prompt", "question", "image", "last", "teacher_forced")
 STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
+WEIGHED = ("balanced", "mean")  # strategies that α has a part in
 DEV = "dev"
 TOWER = "tower"
 DISTANCES = ("euclidean", "cosine")
+POSITIVES = 3  # rephrasings for training an edit has
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "cpu", "cuda")
@@ -60,8 +63,8 @@ class Radius:
     alpha: float | str = entry(number(0, 1, word=DEV))  # DEV: chosen on dev edits
     epsilon: float = entry(number(above=0))
     distance: str = entry(one_of(*DISTANCES))
-    positives: int = entry(count(1, 3))
-    negative: str = entry(one_of(*NEGATIVES))
+    positives: int = entry(count(1, POSITIVES))
+    negative: tuple[str, ...] = entry(some_of(*NEGATIVES))
 
 
 @dataclass(frozen=True)

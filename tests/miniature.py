@@ -99,17 +99,18 @@ def radius_row(method: str, edit: dict) -> dict:
 def ablations() -> dict[str, list[dict]]:
     tail = {"protocol": list(names.PROTOCOLS), "metric": list(names.TRADE_OFF)}
     head = {"method": ["balancedit"], "split": ["dev", "test"]}
-    where = {"distance": ["euclidean", "cosine"], "span": ["prompt"]}
+    where = {"distance": ["euclidean", "cosine"], "span": ["prompt"], "alpha": [0.25]}
     roc = grid(method=["balancedit"], distance=["euclidean"], span=list(names.SPANS), kind=list(names.LOCALITY))
     points = [*((m, None) for m in METHODS), ("balancedit", 0.0), ("balancedit", 1.0)]
     return {
-        "alpha": grid(**head, **where, alpha=[0.0, 0.5, 1.0], **tail),
+        "alpha": grid(**head, **where | {"alpha": [0.0, 0.5, 1.0]}, **tail),
         "strategies": [
-            *grid(**head, strategy=["constant"], epsilon=[10.0, 2.0], **where, **tail),
+            *grid(**head, strategy=["constant"], epsilon=[10.0, 2.0], **where | {"alpha": [np.nan]}, **tail),
             *grid(**head, strategy=["balanced", "positive"], epsilon=[np.nan], **where, **tail),
         ],
         "anchors": grid(**head, negative=list(names.NEGATIVES), **where, **tail),
-        "spans": grid(**head, distance=["euclidean"], span=list(names.SPANS), **tail),
+        "numbers": grid(**head, samples=list(names.NUMBERS), **where, **tail),
+        "spans": grid(**head, **where | {"span": list(names.SPANS)}, **tail),
         "routers": grid(method=METHODS[1:], router=list(names.ROUTERS), split=["dev", "test"], **tail),
         "roc": [row | {"auc": 0.75} for row in roc],
         "frontier": [

@@ -9,6 +9,7 @@ from test_metrics import METHOD, RADIUS, row
 
 from stages.ablations import sweeps
 from stages.metrics.tuning import ALPHAS, settled
+from stages.report import names
 from stages.scoring import routing, scores
 from stages.settings import NEGATIVES, SPANS
 
@@ -60,6 +61,25 @@ def test_every_anchor_and_span_is_tried(cell: sweeps.Cell) -> None:
     assert set(sweeps.anchors(cell)["negative"]) == set(NEGATIVES)
     assert set(sweeps.spans(cell)["span"]) == set(SPANS)
     assert at(sweeps.anchors(cell), negative="black", **WHERE) == at(cell.scored(), **WHERE)
+
+
+def test_more_samples_are_means_over_several(cell: sweeps.Cell) -> None:
+    table = sweeps.numbers(cell)
+    assert list(table["samples"].unique()) == ["1+1", "2+1", "3+1", "1+2", "1+3", "1+4", "1+5", "1+6"] == list(names.NUMBERS)
+    assert at(table, samples="1+1", **WHERE) == at(cell.scored(), **WHERE)
+    two = cell.scored(radius=replace(RADIUS, negative=("black", "white")))
+    assert at(table, samples="1+2", **WHERE) == at(two, **WHERE)
+
+
+def test_every_variant_has_its_own_alpha_where_dev_edits_choose_it(cell: sweeps.Cell) -> None:
+    """Each row is what an experiment with that value gives."""
+    asked = replace(cell, method=replace(METHOD, radius=replace(RADIUS, alpha="dev")))
+    table = sweeps.anchors(asked)
+    for name in NEGATIVES:
+        chosen = settled(replace(METHOD, radius=replace(RADIUS, alpha="dev", negative=(name,))), cell.trace)
+        assert set(table[table["negative"] == name]["alpha"]) == {chosen.radius.alpha}
+        assert at(table, negative=name, **WHERE) == at(cell.scored(radius=chosen.radius), **WHERE)
+    assert table["alpha"].nunique() > 1 and sweeps.strategies(asked).set_index("strategy")["alpha"].isna()["constant"].all()
 
 
 def test_the_same_edits_behind_other_routers(cell: sweeps.Cell) -> None:

@@ -14,7 +14,7 @@ from stages.params import UserError, load
 from stages.scoring import routing, scores
 from stages.settings import Key, Method, Radius, Sequence
 
-RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative="black")
+RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative=("black",))
 KEY = Key("prompt")
 SEQUENCE = Sequence(datasets=(), backbones=(), methods=(), edits=1, shared=1, orders=1, at=(1,), probes=1)
 METHOD = Method(name="m", key=KEY, radius=RADIUS, sequence=SEQUENCE, editor="balancedit", router="codebook")
@@ -55,6 +55,10 @@ def test_radii_by_hand(trace: pd.DataFrame) -> None:
     assert found["inverted"].to_dict() == {"a": False, "b": True}
     two = routing.radii(trace, KEY, replace(RADIUS, positives=2)).set_index("edit_id")
     assert two["d_plus"].to_dict() == {"a": 3.0, "b": 7.0}
+    white = trace[trace["kind"] == "sample_black"].replace("sample_black", "sample_white")
+    white["euclidean_prompt"] += 6
+    both = routing.radii(pd.concat([trace, white]), KEY, replace(RADIUS, negative=("black", "white"))).set_index("edit_id")
+    assert both["d_minus"].to_dict() == {"a": 13.0, "b": 7.0}
     cosine = routing.radii(trace, KEY, replace(RADIUS, distance="cosine")).set_index("edit_id")
     assert cosine["epsilon"].to_dict() == pytest.approx({"a": 0.08, "b": 0.045})
     assert (routing.radii(trace, KEY, replace(RADIUS, strategy="constant", epsilon=3.0))["epsilon"] == 3.0).all()
@@ -260,6 +264,8 @@ def test_alpha_is_chosen_on_dev_edits_alone() -> None:
     trace, asked = pd.DataFrame(rows), replace(METHOD, radius=replace(RADIUS, alpha="dev"))
     assert tuning.settled(asked, trace).radius.alpha == 0.4
     assert tuning.settled(METHOD, trace) == METHOD
+    constant = replace(asked, radius=replace(asked.radius, strategy="constant"))
+    assert np.isnan(tuning.settled(constant, trace).radius.alpha)
     always = replace(asked, router="always")
     assert tuning.settled(always, trace) == always
     with pytest.raises(UserError, match="radius.alpha: 'dev' .* without dev edits"):

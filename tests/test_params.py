@@ -94,6 +94,8 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("radius", "epsilon"), 0, ("radius.epsilon", "0", "> 0")),
         (("radius", "positives"), 2.0, ("radius.positives", "2.0", "a whole number from 1 to 3")),
         (("radius", "negative"), None, ("radius.negative", "None", "black, white")),
+        (("radius", "negative"), ["black", "grey"], ("radius.negative", "['black', 'grey']", "a list of different ones")),
+        (("radius", "negative"), ["black", "black"], ("radius.negative", "['black', 'black']", "a list of different ones")),
         (("radius", "alfa"), 0.1, ("radius.alfa", "0.1", "strategy, alpha")),
         (("radius",), 0.5, ("radius", "0.5", "key: value")),
         (

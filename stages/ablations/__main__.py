@@ -21,9 +21,10 @@ OUT = Path("reports/ablations")
 TAIL = ["protocol", "metric", "mean", "low", "high", "n"]
 COLUMNS = {
     "alpha": ["split", "distance", "span", "alpha", *TAIL],
-    "strategies": ["split", "strategy", "epsilon", *TAIL],
-    "anchors": ["split", "negative", *TAIL],
-    "spans": ["split", "span", *TAIL],
+    "strategies": ["split", "strategy", "epsilon", "alpha", *TAIL],
+    "anchors": ["split", "negative", "alpha", *TAIL],
+    "numbers": ["split", "samples", "alpha", *TAIL],
+    "spans": ["split", "span", "alpha", *TAIL],
     "routers": ["split", "router", *TAIL],
     "roc": ["distance", "span", "kind", "auc", "n"],
     "frontier": ["alpha", "protocol", "generality", "locality"],
@@ -37,7 +38,7 @@ def open_cell(params: Params, dataset: str, backbone: str, method: str) -> sweep
     for split, part in trace.groupby("split"):
         seed = derive_seed(params.seed, "ablations", dataset, backbone, split)
         draws[split] = scores.resample(part["edit_id"].nunique(), params.metrics.resamples, seed)
-    return sweeps.Cell(trace, settled(params.method(method), trace), draws, params.metrics.level)
+    return sweeps.Cell(trace, params.method(method), draws, params.metrics.level)
 
 
 def main() -> None:
@@ -54,6 +55,7 @@ def main() -> None:
             ("alpha", sweep),
             ("strategies", sweeps.strategies(cell)),
             ("anchors", sweeps.anchors(cell)),
+            ("numbers", sweeps.numbers(cell)),
             ("spans", sweeps.spans(cell)),
             ("roc", sweeps.areas(cell)),
         ):
@@ -63,7 +65,7 @@ def main() -> None:
         here = scored[(scored["dataset"] == dataset) & (scored["backbone"] == backbone)]
         points += [(name, None, part) for name, part in here.groupby("method", sort=False)]
         tables["frontier"].append(sweeps.frontier(points).assign(dataset=dataset, backbone=backbone))
-        best = sweeps.best_alpha(sweep, cell.method.radius)
+        best = sweeps.best_alpha(sweep, settled(cell.method, cell.trace).radius)
         summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
     edited = [m.name for m in params.methods.values() if m.router != "never"]
     for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.edited, edited):

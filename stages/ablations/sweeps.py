@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from stages.metrics.tuning import ALPHAS, settled
 from stages.scoring import routing, scores
-from stages.settings import DISTANCES, NEGATIVES, SPANS, Key, Method, Radius
+from stages.settings import DISTANCES, NEGATIVES, POSITIVES, SPANS, Key, Method, Radius
 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the samples' distances: where constant radii are tried
 FORCED = ("oracle", "always", "never")
@@ -19,7 +19,9 @@ TRADE_OFF = (*scores.GENERALITY, *scores.LOCALITY, "locality", "hm")
 
 @dataclass(frozen=True)
 class Cell:
-    """One method's trace, and how its scores are summarised on each split."""
+    """One method's trace, and how its scores are summarised on each split. Its α may be left to the dev edits: every variant
+    then has its own, as an experiment of that variant would.
+    """
 
     trace: pd.DataFrame
     method: Method
@@ -27,8 +29,8 @@ class Cell:
     level: float
 
     def scored(self, **changes: Key | Radius | str) -> pd.DataFrame:
-        """split, protocol, metric, mean, low, high, n under another `key`, `radius` or `router`."""
-        method = replace(self.method, **changes)
+        """alpha, split, protocol, metric, mean, low, high, n under another `key`, `radius` or `router`."""
+        method = settled(replace(self.method, **changes), self.trace)
         routed = routing.route(self.trace, routing.routed_on(self.trace, method))
         tables = []
         for split, draws in self.draws.items():
@@ -36,7 +38,7 @@ class Cell:
                 table = scores.per_edit(routed[routed["split"] == split], protocol)
                 wanted = [c for c in table.columns if c in TRADE_OFF]
                 tables.append(scores.summarise(table[wanted], draws, self.level).assign(split=split, protocol=protocol))
-        return pd.concat(tables)
+        return pd.concat(tables).assign(alpha=method.radius.alpha)
 
 
 def alpha_sweep(cell: Cell) -> pd.DataFrame:
@@ -52,9 +54,9 @@ def alpha_sweep(cell: Cell) -> pd.DataFrame:
 
 
 def strategies(cell: Cell) -> pd.DataFrame:
-    """balanced at the configured α, positive, negative, and constant radii at quantiles of the samples' distances."""
+    """balanced, positive, negative, and constant radii at quantiles of the samples' distances."""
     radius = cell.method.radius
-    found = routing.radii(cell.trace, cell.method.key, radius)
+    found = routing.radii(cell.trace, cell.method.key, replace(radius, strategy="positive"))  # the samples' distances need no α
     quantiles = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
     spread = sorted({float(f"{epsilon:.3g}") for epsilon in quantiles})  # as reports name them: no two of one name
     tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]
@@ -63,13 +65,22 @@ def strategies(cell: Cell) -> pd.DataFrame:
 
 
 def anchors(cell: Cell) -> pd.DataFrame:
-    """Each negative sample in turn, at the configured α."""
+    """Each negative sample in turn."""
     radius = cell.method.radius
-    return pd.concat(cell.scored(radius=replace(radius, negative=n)).assign(negative=n) for n in NEGATIVES)
+    return pd.concat(cell.scored(radius=replace(radius, negative=(n,))).assign(negative=n) for n in NEGATIVES)
+
+
+def numbers(cell: Cell) -> pd.DataFrame:
+    """More positive samples, and more negative ones, beginning with the black picture: `samples` has how many of each."""
+    radius = cell.method.radius
+    tried = [(n, 1) for n in range(1, POSITIVES + 1)] + [(1, n) for n in range(2, len(NEGATIVES) + 1)]
+    return pd.concat(
+        cell.scored(radius=replace(radius, positives=p, negative=NEGATIVES[:n])).assign(samples=f"{p}+{n}") for p, n in tried
+    )
 
 
 def spans(cell: Cell) -> pd.DataFrame:
-    """Each key span in turn, at the configured α; `teacher_forced` is the leak of the authors' released code."""
+    """Each key span in turn; `teacher_forced` is the leak of the authors' released code."""
     return pd.concat(cell.scored(key=Key(span)).assign(span=span) for span in SPANS)
 
 
@@ -84,9 +95,7 @@ def routers(cell: Cell, ours: Method) -> pd.DataFrame:
         behind = {"balanced": (ours.key, ours.radius), "matched": (ours.key, replace(ours.radius, strategy="mean"))}
         behind["grace_matched"] = (GRACE_KEY, replace(ours.radius, strategy="mean"))
         behind |= {f"grace_{e:g}": (GRACE_KEY, replace(ours.radius, strategy="constant", epsilon=e)) for e in GRACE_RADII}
-        for name, (key, radius) in behind.items():
-            chosen = settled(replace(cell.method, key=key, radius=radius), cell.trace)
-            tried[name] = {"key": key, "radius": chosen.radius}
+        tried |= {name: {"key": key, "radius": radius} for name, (key, radius) in behind.items()}
     return pd.concat(cell.scored(**changes).assign(router=name) for name, changes in tried.items())
 
 
@@ -121,16 +130,14 @@ def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.Dat
 
 
 def best_alpha(sweep: pd.DataFrame, radius: Radius) -> dict[str, float]:
-    """The α of the highest strict HM on dev edits, and the test edits' HM there and at the configured α (NaN without
-    dev edits).
+    """The α of the highest strict HM on dev edits, and the test edits' HM there (NaN without dev edits) and at the configured α,
+    if there is one.
     """
     chosen = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == radius.distance)]
     by = {split: part.set_index("alpha")["mean"] for split, part in chosen.groupby("split")}
     best = float(by["dev"].idxmax()) if "dev" in by else float("nan")
-    nearest = float(min(ALPHAS, key=lambda a: abs(a - radius.alpha)))
-    return {
-        "best_alpha_on_dev": best,
-        "test_hm_at_best_alpha": round(float(by["test"].get(best, float("nan"))), 6),
-        "configured_alpha": radius.alpha,
-        "test_hm_at_nearest_swept_alpha": round(float(by["test"][nearest]), 6),
-    }
+    found = {"best_alpha_on_dev": best, "test_hm_at_best_alpha": round(float(by["test"].get(best, float("nan"))), 6)}
+    if not np.isnan(radius.alpha):
+        nearest = float(min(ALPHAS, key=lambda a: abs(a - radius.alpha)))
+        found |= {"configured_alpha": radius.alpha, "test_hm_at_nearest_swept_alpha": round(float(by["test"][nearest]), 6)}
+    return found

@@ -30,7 +30,7 @@ from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
 GOES_ON = True  # an edit can go on from what another left
-SHARD = 25  # edits that train the same entries: two shards for a sequence of 50, as the paper has two of 500 for 1,000
+SHARD = 50  # edits that train the same entries: two shards for a sequence of 100, as the paper has two of 500 for 1,000
 DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
 

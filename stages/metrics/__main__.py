@@ -34,8 +34,7 @@ def main() -> None:
             rows += len(trace)
             routed = routing.route(trace, routing.routed_on(trace, method))
             if method.router == "codebook":
-                alpha = method.radius.alpha if method.radius.strategy in ("balanced", "mean") else np.nan
-                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=alpha))
+                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
             routed = routed[routed["split"] == "test"].assign(**cell)
             outcomes.append(routed)
             if draws is None:

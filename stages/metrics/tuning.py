@@ -7,15 +7,17 @@ import pandas as pd
 
 from stages.params import UserError
 from stages.scoring import routing, scores
-from stages.settings import DEV, Method
+from stages.settings import DEV, WEIGHED, Method
 
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 
 def settled(method: Method, trace: pd.DataFrame) -> Method:
-    """The method with a number for α. Where it says `dev`, the α of the highest strict HM on the trace's dev edits, the lowest of
-    equals. UserError without dev edits.
+    """The method with a number for α, NaN where its radius has no use for one. Where it says `dev`, that is the α of the highest
+    strict HM on the trace's dev edits, the lowest of equals. UserError without dev edits.
     """
+    if method.router == "codebook" and method.radius.strategy not in WEIGHED:
+        return replace(method, radius=replace(method.radius, alpha=float("nan")))
     if method.router != "codebook" or method.radius.alpha != DEV:
         return method
     dev = trace[trace["split"] == "dev"]

@@ -36,6 +36,7 @@ NEGATIVES = {
     "black": "black", "white": "white", "noise": "noise", "random": "random picture",
     "nearest": "nearest picture", "other_question": "other question",
 }  # fmt: skip
+NUMBERS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
 SPANS = {
     "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
     "teacher_forced": "with the answer (leak)",
@@ -99,8 +100,8 @@ REPORTS = {
     "ablations": Report(
         "Ablations",
         "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, other routers and layers.",
-        ("alpha", "frontier", "strategies", "anchors", "spans", "layers"),
-        ("strategies", "anchors", "spans", "auc", "routers", "layers"),
+        ("alpha", "frontier", "strategies", "anchors", "numbers", "spans", "layers"),
+        ("strategies", "anchors", "numbers", "spans", "auc", "routers", "layers"),
     ),
     "sequences": Report(
         "Sequences", "Many edits of one model, one after the other: what is left of each.",

@@ -148,7 +148,7 @@ def layers(table: pd.DataFrame, method: str, protocol: str, level: float) -> Dra
 
 
 def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str) -> Drawing:
-    """The trade-off under each variant of the radius (strategy, negative anchor or span)."""
+    """The trade-off under each variant of the radius (strategy, negative anchor, number of samples or span)."""
     table = select(table, protocol=protocol, **wanted)
     table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())
     table = table.assign(variant=labelled(table, column, labels))
@@ -166,9 +166,7 @@ def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol:
         legend(figure, handles, list(metrics.values()))
     fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
     caption = (
-        f"The trade-off by {column}, {names.PROTOCOLS[protocol]} protocol ({where(table)}; {fixed}). Bars: "
-        "mean "
-        f"over edits; whiskers: {percent(level)} paired bootstrap interval over edits; {count(table['n'])} "
-        "edits."
+        f"The trade-off by {column}, {names.PROTOCOLS[protocol]} protocol ({where(table)}; {fixed}). Bars: mean "
+        f"over edits; whiskers: {percent(level)} paired bootstrap interval over edits; {count(table['n'])} edits."
     )
     return Drawing(figure, caption)

@@ -9,7 +9,7 @@ from stages.report.tables import entry
 
 
 def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: float, **wanted: str) -> Table:
-    """One row a variant of the radius and a protocol, one column a metric of the trade-off."""
+    """One row a variant of the radius and a protocol: its α, – where it has none, and the trade-off."""
     table = need(select(table, **wanted), *wanted.values())
     table = table[table["metric"].isin(names.TRADE_OFF)].assign(variant=labelled(table, column, variants))
     shown = ordered(names.TRADE_OFF, table["metric"])
@@ -18,14 +18,15 @@ def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: 
         for protocol in ordered(names.PROTOCOLS, block["protocol"]):
             for variant in in_order(block, column, variants):
                 found = select(block, protocol=protocol, variant=variant).set_index("metric")
-                label = [*place, names.PROTOCOLS.get(protocol, protocol), variant]
+                alpha = found["alpha"].iloc[0]
+                label = [*place, names.PROTOCOLS.get(protocol, protocol), variant, "–" if alpha != alpha else f"{alpha:g}"]
                 rows.append([*map(Cell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
     fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
     caption = (
         f"Ablation of the {column} ({where(table)}; {fixed}): mean over edits in per cent and "
         f"{percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits."
     )
-    header = ["Dataset", "Backbone", "Protocol", column.capitalize(), *(names.TRADE_OFF[m] for m in shown)]
+    header = ["Dataset", "Backbone", "Protocol", column.capitalize(), "α", *(names.TRADE_OFF[m] for m in shown)]
     return Table(header, rows, caption, labels=4)
 
 

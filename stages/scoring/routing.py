@@ -22,18 +22,14 @@ def distance_column(key: Key, radius: Radius) -> str:
 def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     """Per (seed, edit): `d_plus`, `d_minus` and `epsilon`, in units of the chosen distance, and `inverted` where d⁺ > d⁻.
 
-    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative anchor. Balanced: ε = α·d⁺ + (1
-    − α)·d⁻. `mean`: the mean over edits of the balanced radius, one constant as wide as a balanced radius is on average.
+    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative ones. Balanced: ε = α·d⁺ + (1 −
+    α)·d⁻. `mean`: the mean over edits of the balanced radius, one constant as wide as a balanced radius is on average.
     """
     column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
     positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
-    found = pd.DataFrame(
-        {
-            "split": edits,
-            "d_plus": positive.groupby(EDIT)[column].mean(),
-            "d_minus": trace[trace["kind"] == f"sample_{radius.negative}"].groupby(EDIT)[column].mean(),
-        }
-    )
+    negative = trace[trace["kind"].isin([f"sample_{name}" for name in radius.negative])]
+    far = {name: samples.groupby(EDIT)[column].mean() for name, samples in (("d_plus", positive), ("d_minus", negative))}
+    found = pd.DataFrame({"split": edits} | far)
     if found[["d_plus", "d_minus"]].isna().any(axis=None):
         raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
     alpha = {"positive": 1.0, "negative": 0.0}.get(radius.strategy, radius.alpha)
