@@ -103,6 +103,7 @@ def words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 @pytest.fixture()
 def examples(backbone: Backbone) -> list[Example]:
+    """Two train edits, to learn from."""
     more = [{"kind": "text_only", "image_id": None, "question": "Who sang?", "answer": "he"}]
     rows = [row | {"locality": ROW["locality"] + more} for row in editors.TRAIN]
     return [Example(row, training_probes(row), partial(trace.run_trunk, backbone, row)) for row in rows]
@@ -116,6 +117,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture()
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
+    """Where a test's edits are kept, apart from the study's caches."""
     monkeypatch.setattr(cell, "CACHE", tmp_path / "trunk")
     with Partial(tmp_path / "partial", "inputs") as opened:
         yield opened
