@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.assets.knowledge import Concept, Hop, Knowledge, Relation, load
-from stages.assets.wheels import WHEELS
+from stages.assets.knowledge import Concept, Hop, Knowledge, load
 from stages.backbone.corpus import TRAINING_TEXTS, as_sentence
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
@@ -26,12 +25,11 @@ from stages.okedit import easyedit, schema
 from stages.okedit.images import Neighbours, composite
 from stages.okedit.sources import embedded, evqa
 from stages.okedit.sources.embedded import COMPOSITES, VENDORS, Fact, build, in_turn
-from stages.okedit.splits import split_of
-from stages.okedit.truth import Truth
 from stages.params import UserError
 from stages.samples.generate import samples_of
 from stages.samples.pools import Drawings, other_question
 from stages.settings import Dataset, Edits
+from tests.sources import relation_of
 
 LEGS = {
     "cat": "four", "dog": "four", "cow": "four", "pig": "four", "hen": "two", "owl": "two", "gull": "two",
@@ -39,19 +37,14 @@ LEGS = {
 }  # fmt: skip
 
 
-def relation(name: str, facts: dict[str, str], hops: tuple[Hop, ...] = ()) -> Relation:
-    asked = [f"{name} phrasing {i}?" for i in range(14)]
-    return Relation(name, "type", asked[0], tuple(asked[1:4]), tuple(asked[4:]), facts, hops)
-
-
 @pytest.fixture()
 def knowledge() -> Knowledge:
     concepts = tuple(Concept(c, c, "Animals", f"U+{i:04X}") for i, c in enumerate(LEGS))
     halves = {"four": "two", "two": "one", "six": "three", "none": "none"}
     relations = {
-        "legs": relation("legs", LEGS, (Hop(1, "Half of its legs?", halves),)),
-        "home": relation("home", {c: ("sea" if a == "none" else "land" if a == "four" else "air") for c, a in LEGS.items()}),
-        "name": relation("name", {c: c for c in LEGS}),
+        "legs": relation_of("legs", LEGS, (Hop(1, "Half of its legs?", halves),)),
+        "home": relation_of("home", {c: ("sea" if a == "none" else "land" if a == "four" else "air") for c, a in LEGS.items()}),
+        "name": relation_of("name", {c: c for c in LEGS}),
     }
     return Knowledge(concepts, relations)
 
@@ -344,91 +337,9 @@ def test_queues_take_turns(queues: list[list[int]]) -> None:
     assert list(in_turn(*numbered)) == sorted(pair for queue in numbered for pair in queue)
 
 
-# -- the table of facts allows what is promised ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def table() -> Knowledge:
-    return load()
-
-
-@pytest.fixture(scope="module")
-def truth(table: Knowledge) -> Truth:
-    return Truth(table)
-
-
-@given(st.data())
-def test_targets_are_never_known_to_be_true(table: Knowledge, truth: Truth, data: st.DataObject) -> None:
-    """A target that is allowed is none of the concept's own answers, under any of its code points, and overlaps with none."""
-    relation = data.draw(st.sampled_from([r for r in table.relations.values() if r.relation != "name"]))
-    concept = data.draw(st.sampled_from(sorted(relation.facts)))
-    answer = data.draw(st.sampled_from(sorted(set(relation.facts.values()))))
-    name = {c.concept: c.name for c in table.concepts}
-    own = {a for c, a in relation.facts.items() if name[c] == name[concept]}
-    together = [group for group in truth.groups.get(relation.relation, []) if answer in group and group & own]
-    if answer in own or together:
-        assert truth.may_be(relation.relation, concept, answer)
-    assert truth.may_be(relation.relation, concept, answer.upper()) == truth.may_be(relation.relation, concept, answer)
-
-
-def test_what_the_table_says_elsewhere_may_be_true(tmp_path: Path) -> None:
-    facts = {"cow": "farmer", "drum": "musician"}
-    known = Knowledge(
-        tuple(Concept(c, c, "Things", f"U+{i}") for i, c in enumerate((*facts, "tent"))),
-        {
-            "worker": relation("worker", facts, (Hop(1, "Where?", {"farmer": "farm", "musician": "stage"}),)),
-            "place": relation("place", {"cow": "stable", "drum": "cellar", "tent": "farm"}),
-        },
-    )
-    (tmp_path / "overlaps.yaml").write_text("place:\n- [stable, cellar]\nanother:\n- [a, b]\n")
-    truth = Truth(known, tmp_path / "overlaps.yaml")
-    assert truth.of("place", "cow") == {"stable", "cellar", "farmer", "farm"}
-    assert [truth.may_be("place", "tent", a) for a in ("cellar", "farm", "old farm")] == [False, True, True]
-    (tmp_path / "overlaps.yaml").write_text("place:\n- [stable, moon]\n")
-    with pytest.raises(UserError, match="overlaps.yaml: place: 'moon' is not allowed"):
-        Truth(known, tmp_path / "overlaps.yaml")
-
-
-def test_every_fact_has_targets_and_enough_others(table: Knowledge, truth: Truth) -> None:
-    """Three counterfactuals at least, and five near and five far concepts beside the one that is left for a sample."""
-    name = {c.concept: c.name for c in table.concepts}
-    for relation in table.relations.values():
-        for concept in relation.facts if relation.relation != "name" else ():
-            answers = set(relation.facts.values())
-            targets = {a for a in answers if not truth.may_be(relation.relation, concept, a)}
-            assert len(targets) >= 3, (relation.relation, concept)
-            for target in targets | {relation.facts[concept]}:
-                others = {name[c] for c, a in relation.facts.items() if a != target} - {name[concept]}
-                assert len(others) >= 5 + 1 + 5, (relation.relation, concept, target)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_split_by_concept_leaves_the_edits_of_the_full_set(table: Knowledge, seed: int) -> None:
-    wanted = {"test": 150, "dev": 50, "train": 300}
-    name = {c.concept: c.name for c in table.concepts}
-    facts = {(r.relation, name[c]) for r in table.relations.values() if r.relation != "name" for c in r.facts}
-    splits = split_of({n for _, n in facts}, wanted, seed)
-    for split, n in wanted.items():
-        assert sum(splits[named] == split for _, named in facts) >= 1.3 * n, split
-
-
-def test_the_data_card_says_what_the_code_has(table: Knowledge) -> None:
-    card = (Path(__file__).parent.parent / "data/README.md").read_text()
-    assert re.findall(r"\| `([0-9a-f]{64})` \|", card) == [wheel.sha256 for wheel in WHEELS]
-    assert all(f"| {wheel.name} {wheel.version} |" in card for wheel in WHEELS)
-    facts = [r.facts for r in table.relations.values() if r.relation != "name"]
-    assert (
-        f"{len(facts)} relations, {sum(map(len, facts))} facts" in card and f"drawings of {len(table.concepts)} concepts" in card
-    )
-    for title, fields in (("edits", schema.EDITS.names), ("images", schema.IMAGES.names)):
-        section = card.split(f"### `{title}.parquet`")[1].split("\n## ")[0].split("\n### ")[0]
-        assert re.findall(r"(?m)^\| `(\w+)` \|", section) == fields
-    kinds = card.split("Kinds of locality probes:")[1].split("\n\n")[0]
-    assert re.findall(r"`(\w+)` \(", kinds) == list(schema.LOCALITY_KINDS)
-
-
-def test_what_is_to_be_recognised_can_be_asked_another_question(table: Knowledge, assets: Path) -> None:
+def test_what_is_to_be_recognised_can_be_asked_another_question(assets: Path) -> None:
     """Also where two concepts have one name and a fact is known of one of them alone; and there is room for errors to be rare."""
+    table = load()
     dataset = dataclasses.replace(DATASET, name="corrections", source="evqa", test=150, dev=50, train=300)
     builder = embedded.opened(evqa.Builder, dataset, table, assets, [], 0)
     for split, wanted in builder.wanted.items():
