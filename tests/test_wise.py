@@ -34,6 +34,18 @@ def test_a_side_memory_is_sparse_bounded_and_fires_on_its_edit(backbone, example
     assert edit.fires(asked, states.hidden[:1], states.mask[:1], states.positions[:1]).tolist() == [True]
 
 
+def test_an_edit_is_held_apart_from_one_irrelevant_query(backbone, examples, states, tmp_path, monkeypatch) -> None:
+    """All its steps ask one train edit's query; another seed may ask another's."""
+    learnt = fitted(wise, backbone, examples, SETTINGS["wise"], "test", tmp_path)
+    request, asked, score = trace.request_of(states, ROW), {}, wise.score
+    monkeypatch.setattr(wise, "score", lambda inputs, *rest: seen.append(inputs) or score(inputs, *rest))
+    for seed in range(6):
+        seen = []
+        wise.edit(backbone, request, SETTINGS["wise"] | {"seed": seed, "steps": 40}, learnt)
+        asked[seed] = {i for i, one in enumerate(learnt) if any(one["inputs"] is inputs for inputs in seen)}
+    assert all(len(numbers) == 1 for numbers in asked.values()) and len(set.union(*asked.values())) > 1
+
+
 def test_shards_are_merged_by_ties_by_hand() -> None:
     """Of four entries the two largest stay; where signs differ the larger sum wins; what one alone has is not halved."""
     one, other = torch.tensor([4.0, -3.0, 1.0, 0.0]), torch.tensor([2.0, 5.0, 0.0, 1.0])

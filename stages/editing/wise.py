@@ -3,8 +3,8 @@
 The value matrix W is the MLP's output map of layer ℓ and A(x) its input. The side memory W′ is fitted to the edit with a margin
 loss on its activation Δ(x) = ‖A(x)·(W′ − W)‖ (section 2.3.1): below α on irrelevant queries, above β on the edit, γ between the
 two. Only a random share of W′'s entries is trained, by plain gradient steps, each entry within `bound` of W's, as in EasyEdit. A
-query goes to the side memory where its activation reaches a share `ratio` of the edit's own; both are means over the prompt. The
-irrelevant queries are train edits'.
+query goes to the side memory where its activation reaches a share `ratio` of the edit's own; both are means over the prompt. Each
+edit has one irrelevant query, as in the paper: a train edit's own.
 
 In a sequence (section 2.3.2) `SHARD` edits train one share of the entries, the next ones another, from W again. What answers is
 one side memory, merged of all shards by TIES (Yadav et al., NeurIPS 2023, section 4.2), and the least activation of any edit
@@ -30,7 +30,7 @@ from stages.sections import count, entry, number
 
 RANDOM = True  # an edit depends on the seed
 GOES_ON = True  # an edit can go on from what another left
-SHARD = 50  # edits that train the same entries: two shards for a sequence of 100, as the paper has two of 500 for 1,000
+SHARD = 150  # edits that train the same entries: two shards for a sequence of 300, as the paper has two of 500 for 1,000
 DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
 
@@ -131,7 +131,7 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Sequence[Mapping[str, Any]]) -> Edit:
-    """Fit the side memory, or go on with its last shard, each step against another irrelevant query."""
+    """Fit the side memory, or go on with its last shard, against one irrelevant query."""
     rng, value = np.random.default_rng(settings["seed"]), value_map(backbone)
     before = request.start.fires if request.start else None
     if before is None or before.edits % SHARD == 0:
@@ -140,16 +140,17 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     else:
         trained, delta, finished = before.trained, before.shards[-1].clone(), before.shards[:-1]
     target, first, delta = request.target[0], None, delta.requires_grad_()
+    irrelevant = fitted[rng.integers(len(fitted))]
     own = activations(backbone, request.hidden[:, : request.prompt.shape[1]], request.prompt, request.positions)
     memory = Edit(added=differences([value], [delta]))
     for step in range(settings["steps"] + 1):
-        (loss, logits), other = request_loss(backbone, request, memory), fitted[rng.integers(len(fitted))]
+        loss, logits = request_loss(backbone, request, memory)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
         first = loss.item() if first is None else first
         if step == settings["steps"]:
             break
-        apart = margins(score(own, delta, request.prompt)[0], score(other["inputs"], delta, other["mask"])[0], settings)
+        apart = margins(score(own, delta, request.prompt)[0], score(irrelevant["inputs"], delta, irrelevant["mask"])[0], settings)
         (gradient,) = torch.autograd.grad(loss + apart, [delta])
         with torch.no_grad():
             delta -= settings["lr"] * gradient * trained
