@@ -71,6 +71,16 @@ def test_claims_by_hand() -> None:
     json.dumps(list(found.values()), allow_nan=False)
 
 
+def test_a_verdict_that_the_interval_leaves_open_says_so() -> None:
+    """Two methods that are as good on average, each on another edit; where all edits agree there is no doubt."""
+    found = outcomes(WORLD | {"ft": WORLD["balancedit"]})
+    best = (found["method"] + found["edit_id"]).isin(["balancedite0", "fte1"])
+    found[["target", "same"]] = found[["target", "same"]].to_numpy() | best.to_numpy()[:, None]
+    doubtful = judged(cell(found, ["ft"]))["C7"]
+    assert doubtful["low"] < 0 < doubtful["high"] and "open" in doubtful["reason"]
+    assert "open" not in judged(cell(outcomes(WORLD | {"ft": (1, 1, 1, 0.25, 0)}), ["ft"]))["C7"]["reason"]
+
+
 def test_claims_that_fail() -> None:
     world = WORLD | {"balancedit": (0.75, 0.25, 0.75, 1, 0.25), "ft": (1, 1, 1, 0.75, 0)}
     found = outcomes(world)

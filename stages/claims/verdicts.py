@@ -106,7 +106,8 @@ def _over_the_best(cell: Cell, metric: str, gain: Callable[[np.ndarray, np.ndarr
     found = cell.interval(lambda m: gain(m[ours], m[best]), metric, [ours, best])
     if found.value is None:
         return found
-    return Measured(found.value, found.low, found.high, bool(found.value > least), f"best of the others: {best}")
+    doubt = "; the interval leaves it open" if found.low <= least <= found.high else ""
+    return Measured(found.value, found.low, found.high, bool(found.value > least), f"best of the others: {best}{doubt}")
 
 
 def no_training(cell: Cell) -> Measured:
