@@ -50,8 +50,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     params, found = re.subn(second, "", params)
     assert found == 2
     params = params.replace("- blip2-smollm2\n", "").replace("  s1: 1\n  s2: 2\n", "")
-    params, found = re.subn(r"(?m)^  - (ft_l|lora|mend|serac|wise|grace)\n", "", params)
-    assert found == 6
+    params, found = re.subn(r"(?m)^  - (ft_l|ft_v|lora|mend|serac|wise|grace)\n", "", params)
+    assert found == 7
     params, found = re.subn(r"(?m)^  # Corrections:.*\n  evqa:\n(    .*\n)+", "", params)
     assert found == 1
     chosen = params.index("  balancedit:\n    editor")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from stages.backbone.vlm import Backbone
 from stages.chains import __main__ as chains
@@ -14,7 +15,7 @@ from stages.chains.asked import KEPT, Asked, queries_of
 from stages.editing.cell import Cell
 from stages.editing.editor import Difference, Edit, load_editor
 from stages.editing.partial import Partial
-from stages.editing.trace import probes_of, request_of, run_trunk, trace_edit
+from stages.editing.trace import Probe, States, probes_of, request_of, run_trunk, trace_edit
 from stages.editing.transform import Layer, Value
 from stages.params import UserError, load
 from stages.sequence import retention
@@ -66,6 +67,32 @@ def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
     by_each = {id(edit): asked.outcomes(cell, edit) for edit in (one, none)}
     assert asked.outcomes(cell, recalled) == [by_each[id(edit)][i] for i, edit in enumerate(expected)]
     assert by_each[id(one)] != by_each[id(none)]
+
+
+def test_what_the_recalled_edit_leaves_alone_is_answered_by_the_unedited_model(backbone) -> None:
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    one, asked = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0]
+    pictured = replace(one, fires=lambda queries, *_: torch.tensor([query.image_id == ROW["image_id"] for query in queries]))
+    expected = [
+        one_on | {"fires": 1.0} if probe.image_id == ROW["image_id"] else one_off | {"fires": 0.0}
+        for probe, one_on, one_off in zip(asked.probes, *(asked.outcomes(cell, edit) for edit in (one, Edit())), strict=True)
+    ]
+    assert asked.outcomes(cell, Edit(recall=lambda _query: pictured)) == expected
+
+
+def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = two(backbone, "ft", 1, part="connector", lr=1e-2, loss=0.05)
+    edit, asked, told = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0], []
+
+    def telling(backbone: Backbone, row: object, probes: list[Probe], states: States, edit: Edit) -> list[dict[str, object]]:
+        told.extend(probe for probe in probes if not edit.changes_nothing)
+        return trace_edit(backbone, row, probes, states, edit)
+
+    whole = trace_edit(backbone, ROW, asked.probes, asked.states, edit)
+    monkeypatch.setattr("stages.chains.asked.trace_edit", telling)
+    assert asked.outcomes(cell, edit) == [{name: pytest.approx(float(one[name])) for name in KEPT} for one in whole]
+    pictured = [probe for probe in asked.probes if probe.image_id is not None]
+    assert told == pictured and len(pictured) < len(asked.probes)
 
 
 def test_what_cannot_be_played_is_refused_before_any_work() -> None:

@@ -56,7 +56,7 @@ def alpha_sweep(cell: Cell) -> pd.DataFrame:
 def strategies(cell: Cell) -> pd.DataFrame:
     """balanced, positive, negative, and constant radii at quantiles of the samples' distances."""
     radius = cell.method.radius
-    found = routing.radii(cell.trace, cell.method.key, replace(radius, strategy="positive"))  # the samples' distances need no α
+    found = routing.sample_distances(cell.trace, cell.method.key, radius)
     quantiles = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
     spread = sorted({float(f"{epsilon:.3g}") for epsilon in quantiles})  # as reports name them: no two of one name
     tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]

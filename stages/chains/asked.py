@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell, few
 from stages.editing.editor import Edit
 from stages.editing.trace import Probe, States, probes_of, select, trace_edit
@@ -12,6 +15,7 @@ from stages.okedit.schema import LOCALITY_KINDS
 ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
 KEPT = ("target_on", "same_on", "tf_on", "fires")
 HELD_OUT = "dev"  # the split whose edits are never made
+NONE, LEFT_ALONE = Edit(), Edit(fires=lambda queries, *_: torch.zeros(len(queries), dtype=torch.bool))
 Row = Mapping[str, Any]
 
 
@@ -53,16 +57,32 @@ class Asked:
         return Asked(self.row, numbers, probes, select(self.states, places))
 
     def outcomes(self, cell: Cell, edit: Edit) -> list[dict[str, float]]:
-        """What an edit, this one or another, does to the probes, as numbers. Where it recalls others, each probe has its own."""
-        if edit.recall is not None:
-            return self.recalled(cell, [edit.recall(probe.query) for probe in self.probes])
-        traced = trace_edit(cell.backbone, self.row, self.probes, self.states, edit)
-        return [{name: float(one[name]) for name in KEPT} for one in traced]
-
-    def recalled(self, cell: Cell, edits: Sequence[Edit]) -> list[dict[str, float]]:
-        """The same of one edit a probe."""
+        """What an edit, this one or another, does to the probes, as numbers."""
+        answering = [self.answering(cell, edit, place) for place in range(len(self.probes))]
+        if all(one is edit for one in answering):
+            traced = trace_edit(cell.backbone, self.row, self.probes, self.states, edit)
+            return [{name: float(one[name]) for name in KEPT} for one in traced]
         found = {}
-        for one in {id(edit): edit for edit in edits}.values():
-            places = [i for i, edit in enumerate(edits) if edit is one]
+        for one in {id(other): other for other in answering}.values():
+            places = [i for i, other in enumerate(answering) if other is one]
             found |= zip(places, self.some(places).outcomes(cell, one), strict=True)
-        return [found[i] for i in range(len(edits))]
+        return [found[i] for i in range(len(answering))]
+
+    def answering(self, cell: Cell, edit: Edit, place: int) -> Edit:
+        """The edit that a probe's outcome is of. Where an edit recalls others it is the one recalled, or none where the router of
+        that one leaves the probe alone. An edit of pictures' tokens that meets no picture is none.
+        """
+        query = self.probes[place].query
+        if edit.recall is None:
+            return NONE if query.image_id is None and shows_afresh(edit, cell.backbone) else edit
+        one, asked = edit.recall(query), self.states
+        rows = slice(place, place + 1)
+        if one.fires is None or one.fires([query], asked.hidden[rows], asked.mask[rows], asked.positions[..., rows, :]).all():
+            return one
+        return LEFT_ALONE
+
+
+def shows_afresh(edit: Edit, backbone: Backbone) -> bool:
+    """Whether an edit changes pictures' tokens and nothing else."""
+    decoder = set(backbone.decoder.modules())
+    return edit.output is None and not edit.prefix and bool(edit.added) and decoder.isdisjoint(edit.added)

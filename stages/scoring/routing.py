@@ -19,11 +19,11 @@ def distance_column(key: Key, radius: Radius) -> str:
     return f"{radius.distance}_{key.span}"
 
 
-def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
-    """Per (seed, edit): `d_plus`, `d_minus` and `epsilon`, in units of the chosen distance, and `inverted` where d⁺ > d⁻.
+def sample_distances(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
+    """Per (seed, edit): its `split`, and `d_plus` and `d_minus`, in units of the chosen distance.
 
-    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative ones. Balanced: ε = α·d⁺ + (1 −
-    α)·d⁻. `mean`: the mean over edits of the balanced radius, one constant as wide as a balanced radius is on average.
+    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative ones. UserError where some edit has
+    none.
     """
     column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
     positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
@@ -32,11 +32,21 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     found = pd.DataFrame({"split": edits} | far)
     if found[["d_plus", "d_minus"]].isna().any(axis=None):
         raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
+    return found.reset_index()
+
+
+def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
+    """The samples' distances with the radius `epsilon` of each edit, and `inverted` where d⁺ > d⁻.
+
+    Balanced: ε = α·d⁺ + (1 − α)·d⁻. `mean`: the mean over edits of the balanced radius, one constant as wide as a balanced radius
+    is on average.
+    """
+    found = sample_distances(trace, key, radius)
     alpha = {"positive": 1.0, "negative": 0.0}.get(radius.strategy, radius.alpha)
     between = alpha * found["d_plus"] + (1 - alpha) * found["d_minus"]
     found["epsilon"] = {"constant": radius.epsilon, "mean": between.mean()}.get(radius.strategy, between)
     found["inverted"] = found["d_plus"] > found["d_minus"]
-    return found.reset_index()
+    return found
 
 
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
