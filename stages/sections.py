@@ -78,11 +78,12 @@ def some_of(*allowed: str) -> Check:
     return check
 
 
-def module_of(folder: str, *others: str) -> Check:
-    """The name of a module in stages/<folder>, with hyphens or underscores, that is none of `others`."""
+def module_of(folder: str, has: str = "") -> Check:
+    """The name of a module in stages/<folder>, with hyphens or underscores, that has a line which begins so."""
 
     def check(key: str, value: Any, stages: Path) -> str:
-        found = {path.stem for path in (stages / folder).glob("*.py")} - {"__init__", "__main__", *others}
+        files = (path for path in (stages / folder).glob("*.py") if not path.stem.startswith("__"))
+        found = {path.stem for path in files if f"\n{has}" in path.read_text(encoding="utf-8")}
         if not isinstance(value, str) or value.replace("-", "_") not in found:
             raise refuse(key, value, ", ".join(sorted(found)) or f"nothing: no module in stages/{folder}")
         return value

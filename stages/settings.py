@@ -40,12 +40,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "cpu", "cuda")
 DEVICES = ("cpu", "cuda")
 QUANTIZATIONS = ("none", "8bit")
-ROUTERS = ("never", "always", "codebook", "own", "oracle")
-# Modules of stages/editing that serve the editors and are none themselves.
-NOT_EDITORS = (
-    "editor", "transform", "codebook", "trace", "full", "fitting", "sentences", "partial", "cell", "tuning", "kept", "size",
-    "vocabulary",
-)  # fmt: skip
+ROUTERS = ("never", "always", "codebook", "builtin", "oracle")
 
 
 @dataclass(frozen=True)
@@ -206,7 +201,7 @@ class Method:
     key: Key
     radius: Radius
     sequence: Sequence
-    editor: str = entry(module_of("editing", *NOT_EDITORS))
+    editor: str = entry(module_of("editing/editors", has="class Settings"))
     router: str = entry(one_of(*ROUTERS))
     hyper: Mapping[str, Any] = field(default_factory=dict)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell
-from stages.editing.editor import module_of
+from stages.editing.editors import module_of
 from stages.editing.plan import Plan
-from stages.editing.trace import probes_of
+from stages.editing.probes import probes_of
 from stages.params import load
 from stages.settings import Method
 from tests.rows import ROW, SAMPLES

@@ -18,9 +18,11 @@ from stages.backbone.adapters import adapt
 from stages.backbone.parts import END, IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig
 from stages.backbone.vlm import Backbone
-from stages.editing import cell, sentences, trace
+from stages.editing import cell, sentences
 from stages.editing.fitting import Example, training_probes
-from stages.editing.partial import Partial
+from stages.editing.probes import Probe, probes_of
+from stages.editing.resume import Records
+from stages.editing.trunk import States, run_trunk
 from tests import editors
 from tests.architectures import MARKS
 from tests.rows import ROW, SAMPLES
@@ -82,15 +84,15 @@ def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
 
 
 @pytest.fixture()
-def probes() -> list[trace.Probe]:
+def probes() -> list[Probe]:
     """The queries of one edit."""
-    return trace.probes_of(ROW, SAMPLES)
+    return probes_of(ROW, SAMPLES)
 
 
 @pytest.fixture()
-def states(backbone: Backbone, probes: list[trace.Probe]) -> trace.States:
+def states(backbone: Backbone, probes: list[Probe]) -> States:
     """What the tiny backbone's trunk says of them."""
-    return trace.run_trunk(backbone, ROW, probes)
+    return run_trunk(backbone, ROW, probes)
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +108,7 @@ def examples(backbone: Backbone) -> list[Example]:
     """Two train edits, to learn from."""
     more = [{"kind": "text_only", "image_id": None, "question": "Who sang?", "answer": "he"}]
     rows = [row | {"locality": ROW["locality"] + more} for row in editors.TRAIN]
-    return [Example(row, training_probes(row), partial(trace.run_trunk, backbone, row)) for row in rows]
+    return [Example(row, training_probes(row), partial(run_trunk, backbone, row)) for row in rows]
 
 
 @pytest.fixture()
@@ -116,10 +118,10 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture()
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Partial:
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
     """Where a test's edits are kept, apart from the study's caches."""
     monkeypatch.setattr(cell, "CACHE", tmp_path / "trunk")
-    with Partial(tmp_path / "partial", "inputs") as opened:
+    with Records(tmp_path / "partial", "inputs") as opened:
         yield opened
 
 

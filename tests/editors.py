@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from stages.backbone.vlm import Backbone, Query
-from stages.editing import trace
-from stages.editing.editor import Edit, module_of
+from stages.editing.editors import module_of
+from stages.editing.edits import Edit
 from stages.editing.fitting import Example, fitted
+from stages.editing.trunk import States, request_of
 from tests.rows import ROW
 
 TRAIN = [
@@ -48,14 +49,14 @@ def letters(texts: list[str]) -> torch.Tensor:
     return F.normalize(counts, dim=-1)
 
 
-def made(name: str, backbone: Backbone, examples: list[Example], states: trace.States, tmp_path: Path) -> Edit:
+def made(name: str, backbone: Backbone, examples: list[Example], states: States, tmp_path: Path) -> Edit:
     """The edit of ROW by an editor, fitted first where it learns."""
     editor = module_of(name.split("-")[0])
     settings = SETTINGS[name.split("-")[0]] | PARTS.get(name, {})
     make = editor.edit
     if hasattr(editor, "fit"):
         make = partial(make, fitted=fitted(editor, backbone, examples, settings, "test", tmp_path))
-    return make(backbone, trace.request_of(states, ROW), settings)
+    return make(backbone, request_of(states, ROW), settings)
 
 
 @torch.no_grad()

@@ -86,17 +86,20 @@ def test_the_same_edits_behind_other_routers(cell: sweeps.Cell) -> None:
     ours = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
     table = sweeps.routers(cell, ours)
     assert set(table["router"]) == {
-        "own", "oracle", "always", "never", "balanced", "matched", "grace_matched", "grace_1", "grace_5",
+        "configured", "oracle", "always", "never", "balanced", "matched", "grace_matched", "grace_1", "grace_5",
     }  # fmt: skip
     reached = WHERE | {"metric": "text_generality"}
     assert [at(table, router=r, **reached) for r in ("oracle", "always", "never")] == [1, 1, 0]
     assert [at(table, router=r, **WHERE) for r in ("oracle", "always", "never")] == [1, 0, 1]
-    assert at(table, router="own", **WHERE) == at(cell.scored(), **WHERE)
+    assert at(table, router="configured", **WHERE) == at(cell.scored(), **WHERE)
     tuned = cell.scored(radius=replace(RADIUS, alpha=settled(ours, cell.trace).radius.alpha))
     assert at(table, router="balanced", **WHERE) == at(tuned, **WHERE)
     wide = cell.scored(key=sweeps.GRACE_KEY, radius=replace(RADIUS, strategy="constant", epsilon=5.0))
     assert at(table, router="grace_5", **WHERE) == at(wide, **WHERE)
-    assert set(sweeps.routers(replace(cell, method=replace(METHOD, router="always")), ours)["router"]) == {"own", *sweeps.FORCED}
+    assert set(sweeps.routers(replace(cell, method=replace(METHOD, router="always")), ours)["router"]) == {
+        "configured",
+        *sweeps.FORCED,
+    }
 
 
 def test_areas_by_hand(cell: sweeps.Cell) -> None:

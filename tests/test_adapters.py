@@ -10,7 +10,9 @@ from stages.backbone.adapters import adapt
 from stages.backbone.tower import preprocess
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
-from stages.editing.editor import load_editor
+from stages.editing.editors import load_editor
+from stages.editing.probes import probes_of
+from stages.editing.trunk import request_of, run_trunk
 from stages.params import UserError
 from tests.architectures import ARCHITECTURES, LLAMA, PICTURES, open_checkpoint, save_checkpoint
 from tests.editors import ONE_MAP
@@ -29,7 +31,7 @@ QUERIES = [Query("What is it?", "red"), Query("Which colour has the thing?", "no
 def own_inputs(backbone: Backbone, query: Query, answer: Sequence[int] = ()) -> tuple[torch.nn.Module, dict, int]:
     """What Hugging Face's own forward takes for one unpadded prompt and answer, which model takes it, and the prompt's length."""
     adapter = backbone.adapter
-    before, after = adapter.marks
+    before, after = adapter.image_delimiters
     shown = backbone.show([query])[0]
     image = before + adapter.image_token * len(shown.features) + after if shown else ""
     text = adapter.template.replace("{image}", image).replace("{question}", query.question)
@@ -110,10 +112,10 @@ def test_padding_on_the_right_gives_the_same(real: Backbone) -> None:
 @pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_every_editor_edits_it_and_leaves_its_weights(real: Backbone, name: str) -> None:
     before = {key: tensor.clone() for key, tensor in real.model.state_dict().items()}
-    probes = trace.probes_of(ROW, SAMPLES)
-    states = trace.run_trunk(real, ROW, probes)
-    untrained = load_editor(name)(real, trace.request_of(states, ROW), ONE_MAP[name] | {"steps": 0})
-    edit = load_editor(name)(real, trace.request_of(states, ROW), ONE_MAP[name])
+    probes = probes_of(ROW, SAMPLES)
+    states = run_trunk(real, ROW, probes)
+    untrained = load_editor(name)(real, request_of(states, ROW), ONE_MAP[name] | {"steps": 0})
+    edit = load_editor(name)(real, request_of(states, ROW), ONE_MAP[name])
     rows = trace.trace_edit(real, ROW, probes, states, edit)
     assert edit.loss < untrained.loss and rows[0]["target_on"] == edit.reached
     assert edit.reached or name == "grace"  # one vector in place of an MLP's output need not suffice on random weights

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from stages.backbone.vlm import Query
-from stages.editing import full, ike, lora, trace
+from stages.editing import full_forward, trace
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit, attempt, differences, module_of, optimise, request_loss
+from stages.editing.editors import ike, lora, module_of
+from stages.editing.edits import Edit, attempt, differences
+from stages.editing.optimise import optimise, request_loss
 from stages.editing.plan import Plan
+from stages.editing.trunk import ANSWER_LIMIT, request_of
 from stages.params import UserError, load
 from tests.editors import EVERY, SETTINGS, bits, made, plain
 from tests.rows import ROW
@@ -55,10 +58,10 @@ def test_the_trace_says_what_generation_with_the_edit_gives(name, backbone, exam
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in list(zip(probes, rows, strict=True))[:9]:
         said: list[int] = []
-        while len(said) < trace.ANSWER_LIMIT and (not said or said[-1] != backbone.end):
+        while len(said) < ANSWER_LIMIT and (not said or said[-1] != backbone.end):
             said.append(int(plain(backbone, edit, probe.query, said)[-1].argmax()))
         assert row["same_on"] == (backbone.decode(said) == row["answer_off"])
-        if probe.kind in trace.GENERALITY:
+        if probe.kind in probes.GENERALITY:
             assert row["target_on"] == (backbone.decode(said) == ROW["target"] and said[-1] == backbone.end)
 
 
@@ -75,7 +78,7 @@ def test_full_and_tail_agree_where_both_can_run(backbone, probes, states) -> Non
     edit = Edit(added=differences([up], [0.3 * torch.randn_like(up.weight)]))
     asked = [p.query for p in probes if not p.is_sample]
     candidates = (states.target, states.same, states.truth)
-    again = full.finals(backbone, edit, asked, [c.ids for c in candidates])
+    again = full_forward.finals(backbone, edit, asked, [c.ids for c in candidates])
     with torch.no_grad():
         tail = trace.tail_finals(backbone, states, edit, candidates)
         logits = trace.tail_logits(backbone, states, edit, states.target)
@@ -94,13 +97,13 @@ def test_a_loss_that_rises_is_divergence(backbone, states) -> None:
     length = states.mask.shape[1] + own.shape[1] - 1
     hidden = torch.cat([states.hidden[:1], states.same.hidden[:1]], 1)[:, :length]
     mask = torch.cat([states.mask[:1], states.same.real[:1, 1:]], 1)[:, :length]
-    request = replace(trace.request_of(states, ROW), hidden=hidden, mask=mask, target=own)
+    request = replace(request_of(states, ROW), hidden=hidden, mask=mask, target=own)
     with pytest.raises(FloatingPointError, match="the loss rose"):
         module_of("finetune").edit(backbone, request, SETTINGS["finetune"] | {"lr": 30.0, "steps": 1, "loss": 1e-9})
 
 
 def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, states) -> None:
-    request = trace.request_of(states, ROW)
+    request = request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
     edit = attempt(lambda: module_of("balancedit").edit(backbone, broken, SETTINGS["balancedit"]))
     assert edit.diverged and edit.changes_nothing
@@ -118,7 +121,7 @@ def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, t
     plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [SETTINGS["mend"]], [], [], [], [0])
     cell = Cell(**vars(plan), backbone=backbone, queries={}, examples=examples, digests={})
     make, _ = cell.prepared(SETTINGS["mend"] | {"edit_lr": float("inf")})
-    assert make(backbone, trace.request_of(states, ROW), SETTINGS["mend"]).diverged
+    assert make(backbone, request_of(states, ROW), SETTINGS["mend"]).diverged
     assert "training diverged" in capsys.readouterr().err
     with pytest.raises(UserError, match="no train edits"):
         replace(cell, examples=[]).prepared(SETTINGS["mend"])
@@ -142,7 +145,7 @@ def test_lora_by_hand() -> None:
 
 
 def test_lora_starts_as_the_unedited_model_on_every_layer(backbone, states) -> None:
-    request = trace.request_of(states, ROW)
+    request = request_of(states, ROW)
     edit = lora.edit(backbone, request, SETTINGS["lora"] | {"steps": 0})
     assert len(edit.added) == 2 * len(backbone.decoder.layers)
     with torch.no_grad():
@@ -151,7 +154,7 @@ def test_lora_starts_as_the_unedited_model_on_every_layer(backbone, states) -> N
 
 def test_optimise_stops_where_it_is_told(backbone, states) -> None:
     """One step of Adam moves every entry with a gradient by the learning rate."""
-    up, request = backbone.decoder.layers[-1].mlp.up_proj, trace.request_of(states, ROW)
+    up, request = backbone.decoder.layers[-1].mlp.up_proj, request_of(states, ROW)
     delta = torch.zeros_like(up.weight, requires_grad=True)
     edit = Edit(added=differences([up], [delta]))
     found = optimise(backbone, request, edit, [delta], lr=1e-3, steps=1, stop=lambda *_: False)
@@ -181,13 +184,13 @@ def test_a_prefix_that_ran_once_gives_what_a_plain_full_forward_gives(backbone, 
     queries = [Query("What?", "red"), Query("Which colour has the thing there?", None), Query("Who owns it?", "noise")]
     prefix = tuple(backbone.answer_ids("New Fact: What? ox")[:-1])
     answers = torch.tensor([backbone.answer_ids(a) for a in ("red", "one", "two")])
-    monkeypatch.setattr(full, "POSITIONS", 150)
+    monkeypatch.setattr(full_forward, "POSITIONS", 150)
     edit = Edit(prefix=prefix)
-    found, first = (backbone.head(final) for final in full.finals(backbone, edit, queries, [answers, answers[:, :1]]))
+    found, first = (backbone.head(final) for final in full_forward.finals(backbone, edit, queries, [answers, answers[:, :1]]))
     for i, query in enumerate(queries):
         expected = plain(backbone, edit, query, answers[i, :-1].tolist())[-answers.shape[1] :]
         torch.testing.assert_close(found[i], expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(first[i], expected[:1], atol=1e-4, rtol=1e-4)
-    trunk = backbone.prefill(full.prefixed(backbone, backbone.prompts(queries), prefix))
+    trunk = backbone.prefill(full_forward.prefixed(backbone, backbone.prompts(queries), prefix))
     again = backbone.head(backbone.extend(trunk, answers[:, :-1])[-1])
     torch.testing.assert_close(again, found, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stages.backbone.vlm import Query, mean_over
 from stages.editing.codebook import UNEDITED, Codebook, Entry
-from stages.editing.editor import Edit
+from stages.editing.edits import Edit
 from stages.editing.transform import Layer, LowRank, Value, compress
 from stages.params import UserError
 

@@ -11,7 +11,7 @@ import torch
 from stages.cost import __main__ as cost
 from stages.cost import clock, frozen, serving
 from stages.editing.cell import Cell
-from stages.editing.editor import Difference, Edit
+from stages.editing.edits import Difference, Edit
 from stages.editing.size import size_of, tensors_in
 from stages.editing.transform import Layer, LowRank
 from tests.cells import make, method

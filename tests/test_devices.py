@@ -11,27 +11,29 @@ from stages.editing import trace
 from stages.editing.__main__ import fingerprint
 from stages.editing.cell import place
 from stages.editing.codebook import Codebook, Entry
-from stages.editing.editor import load_editor
+from stages.editing.editors import load_editor
 from stages.editing.fitting import Example
+from stages.editing.probes import probes_of
+from stages.editing.trunk import request_of, run_trunk
 from tests import elsewhere
 from tests.architectures import ARCHITECTURES, open_checkpoint, save_checkpoint
 from tests.editors import EVERY, ONE_MAP, made
 from tests.rows import ROW, SAMPLES
 
 pytestmark = pytest.mark.usefixtures("letters")
-PROBES = trace.probes_of(ROW, SAMPLES)
+PROBES = probes_of(ROW, SAMPLES)
 
 
 def traced(backbone: Backbone, editor: str) -> list[dict]:
-    states = trace.run_trunk(backbone, ROW, PROBES)
-    edit = load_editor(editor)(backbone, trace.request_of(states, ROW), ONE_MAP[editor])
+    states = run_trunk(backbone, ROW, PROBES)
+    edit = load_editor(editor)(backbone, request_of(states, ROW), ONE_MAP[editor])
     return trace.trace_edit(backbone, ROW, PROBES, states, edit)
 
 
 def moved(backbone: Backbone) -> Backbone:
     """The same backbone on the pretended accelerator; the one given is used up."""
     model, tokenizer, old = elsewhere.move(backbone.model), backbone.tokenizer, backbone.adapter
-    prompt = {"template": old.template, "end": old.end, "marks": old.marks}
+    prompt = {"template": old.template, "end": old.end, "image_delimiters": old.image_delimiters}
     made = Backbone(model, tokenizer, backbone.layer, backbone.fingerprint, adapt(model, tokenizer, old.process, prompt))
     made.add_pictures(backbone._images)
     return made
@@ -80,8 +82,8 @@ def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, pr
     expected = trace.trace_edit(backbone, ROW, probes, states, here)
     backbone = moved(backbone)
     with elsewhere.accelerator():
-        states = trace.run_trunk(backbone, ROW, probes)
-        again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
+        states = run_trunk(backbone, ROW, probes)
+        again = [Example(e.row, e.probes, partial(run_trunk, backbone, e.row)) for e in examples]
         there = made(name, backbone, again, states, tmp_path / "there")
         found = trace.trace_edit(backbone, ROW, probes, states, there)
     assert there.loss == pytest.approx(here.loss, rel=1e-2, abs=1e-3) and there.reached == here.reached
@@ -96,8 +98,8 @@ def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, pro
     here = made(name, backbone, examples, states, tmp_path / "here")
     place(backbone.model, "cuda")
     backbone._shown.clear()
-    states = trace.run_trunk(backbone, ROW, probes)
-    again = [Example(e.row, e.probes, partial(trace.run_trunk, backbone, e.row)) for e in examples]
+    states = run_trunk(backbone, ROW, probes)
+    again = [Example(e.row, e.probes, partial(run_trunk, backbone, e.row)) for e in examples]
     there = made(name, backbone, again, states, tmp_path / "there")
     assert there.reached == here.reached and there.loss == pytest.approx(here.loss, rel=0.1, abs=0.02)
     assert len(trace.trace_edit(backbone, ROW, probes, states, there)) == len(probes)
@@ -107,9 +109,9 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path)
 
     def answered(backbone: Backbone) -> torch.Tensor:
-        states = trace.run_trunk(backbone, ROW, PROBES)
+        states = run_trunk(backbone, ROW, PROBES)
         phi, book = states.phi["prompt"], Codebook()
-        edit = load_editor("balancedit")(backbone, trace.request_of(states, ROW), ONE_MAP["balancedit"])
+        edit = load_editor("balancedit")(backbone, request_of(states, ROW), ONE_MAP["balancedit"])
         book.add(Entry(phi[0], 1e-3, ROW["target"], edit))
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
@@ -127,11 +129,11 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
     """bfloat16 states, float32 keys and master weights; every editor lowers the loss and leaves the weights as they were."""
     backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     assert backbone.edited.weight.dtype == torch.bfloat16
-    weights, states = fingerprint(backbone), trace.run_trunk(backbone, ROW, PROBES)
+    weights, states = fingerprint(backbone), run_trunk(backbone, ROW, PROBES)
     assert states.hidden.dtype == torch.bfloat16
     assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
     for name in sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]:
-        request = trace.request_of(states, ROW)
+        request = request_of(states, ROW)
         before = load_editor(name)(backbone, request, ONE_MAP[name] | {"steps": 0})
         edit = load_editor(name)(backbone, request, ONE_MAP[name])
         rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
@@ -142,7 +144,7 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
 def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:
     """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
-    request = trace.request_of(trace.run_trunk(backbone, ROW, PROBES), ROW)
+    request = request_of(run_trunk(backbone, ROW, PROBES), ROW)
     settings = {"lr": 1e-4, "steps": 1, "margin": 100.0, "rank": 0}
     edit = load_editor("balancedit")(backbone, request, settings)
     identity = torch.eye(backbone.edited.in_features)[None]

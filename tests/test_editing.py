@@ -16,11 +16,15 @@ from PIL import Image
 from torch import nn
 
 from stages.backbone.vlm import Query
-from stages.editing import editor, trace, vocabulary
+from stages.editing import chunked_loss, trace
 from stages.editing.cell import decode_shown
-from stages.editing.editor import Edit, differences, exact_with_margin, load_editor, module_of
-from stages.editing.partial import Partial
+from stages.editing.editors import load_editor, module_of
+from stages.editing.edits import Edit, differences
+from stages.editing.optimise import Remembered, attending_once, exact_with_margin
+from stages.editing.probes import GENERALITY, Probe
+from stages.editing.resume import Records
 from stages.editing.transform import Layer, replaced
+from stages.editing.trunk import ANSWER_LIMIT, Candidates, cached_trunk, request_of, run_trunk
 from stages.okedit.schema import encode
 from stages.params import UserError, load
 from stages.settings import Method
@@ -30,7 +34,7 @@ from tests.rows import ROW
 ROOT = Path(__file__).parent.parent
 
 
-def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
+def test_probes_are_the_rows_queries(probes: list[Probe]) -> None:
     kinds = [p.kind for p in probes]
     assert kinds == [
         "edit", *["text_generality"] * 2, *["image_generality"] * 2, "joint_generality", "other_question", "no_image", "hop1",
@@ -43,7 +47,7 @@ def test_probes_are_the_rows_queries(probes: list[trace.Probe]) -> None:
 @pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
     before = bits(backbone)
-    edit = load_editor(name)(backbone, trace.request_of(states, ROW), ONE_MAP[name])
+    edit = load_editor(name)(backbone, request_of(states, ROW), ONE_MAP[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
@@ -54,10 +58,10 @@ def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, st
 def test_the_edited_layer_attends_once_and_all_steps_are_the_same(backbone, states, monkeypatch, name: str) -> None:
     attention, calls = backbone.decoder.layers[backbone.layer].self_attn, []
     attention.register_forward_hook(lambda *_: calls.append(1))
-    request = trace.request_of(states, ROW)
+    request = request_of(states, ROW)
     once = load_editor(name)(backbone, request, ONE_MAP[name])
     assert len(calls) == 1 and backbone.decoder.layers[backbone.layer].self_attn is attention
-    monkeypatch.setattr(editor, "attending_once", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("stages.editing.optimise.attending_once", lambda *_: contextlib.nullcontext())
     always = load_editor(name)(backbone, request, ONE_MAP[name])
     assert len(calls) == 2 + always.steps and (once.steps, once.loss) == (always.steps, always.loss)
     weights = [next(iter(edit.added.values())).delta if edit.added else edit.output.weight for edit in (once, always)]
@@ -67,12 +71,12 @@ def test_the_edited_layer_attends_once_and_all_steps_are_the_same(backbone, stat
 def test_attention_that_the_edit_changes_runs_every_time(backbone, states) -> None:
     layer, below = backbone.decoder.layers[backbone.layer], backbone.decoder.layers[backbone.layer - 1]
     for part in (layer.self_attn.q_proj, below.mlp.up_proj):
-        with editor.attending_once(backbone, Edit(added=differences([part], [torch.zeros_like(part.weight)]))):
-            assert not isinstance(layer.self_attn, editor.Remembered)
+        with attending_once(backbone, Edit(added=differences([part], [torch.zeros_like(part.weight)]))):
+            assert not isinstance(layer.self_attn, Remembered)
 
 
 def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, states) -> None:
-    request, settings = trace.request_of(states, ROW), ONE_MAP["balancedit"]
+    request, settings = request_of(states, ROW), ONE_MAP["balancedit"]
     edit = load_editor("balancedit")(backbone, request, settings | {"rank": 1})
     assert edit.output.a.shape[0] in (1, 2, 4, 8, 16) and edit.reached
     assert trace.trace_edit(backbone, ROW, probes, states, edit)[0]["target_on"]
@@ -83,7 +87,7 @@ def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, state
 @pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
     """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
-    edit = load_editor(name)(backbone, trace.request_of(states, ROW), ONE_MAP[name])
+    edit = load_editor(name)(backbone, request_of(states, ROW), ONE_MAP[name])
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in zip(probes, rows, strict=True):
         if probe.is_sample:
@@ -91,7 +95,7 @@ def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, st
         prompts = backbone.prompts([Query(probe.question, probe.image_id)])
         trunk = backbone.prefill(prompts)
         said: list[int] = []
-        while len(said) < trace.ANSWER_LIMIT and (not said or said[-1] != backbone.end):
+        while len(said) < ANSWER_LIMIT and (not said or said[-1] != backbone.end):
             if said:
                 more, _, _ = backbone.extend(trunk, torch.tensor([said]))
                 hidden = torch.cat([trunk.hidden, more], 1)
@@ -102,7 +106,7 @@ def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, st
                 said.append(int(backbone.head(backbone.tail(hidden, mask, prompts.positions, 1))[0, -1].argmax()))
         text = backbone.decode(said)
         assert row["same_on"] == (text == row["answer_off"])
-        if probe.kind in trace.GENERALITY:
+        if probe.kind in GENERALITY:
             assert row["target_on"] == (text == ROW["target"] and said[-1] == backbone.end)
 
 
@@ -121,14 +125,14 @@ def test_distances_by_hand() -> None:
 
 def test_the_key_never_sees_the_answer(backbone, probes) -> None:
     """Distances of every span but `teacher_forced` are the same whatever the target is."""
-    one, other = (trace.run_trunk(backbone, ROW | {"target": t}, probes) for t in ("ox", "a long cow"))
+    one, other = (run_trunk(backbone, ROW | {"target": t}, probes) for t in ("ox", "a long cow"))
     for span in ("prompt", "question", "image", "last"):
         torch.testing.assert_close(one.phi[span], other.phi[span], atol=0, rtol=0, equal_nan=True)
 
 
 def test_accuracy_by_hand() -> None:
     ids, real = torch.tensor([[5, 6, 0], [7, 0, 0]]), torch.tensor([[True, True, True], [True, True, False]])
-    candidates = trace.Candidates(ids, real, torch.zeros(2, 2, 1), ids)
+    candidates = Candidates(ids, real, torch.zeros(2, 2, 1), ids)
     said = torch.tensor([[5, 9, 0], [7, 1, 1]])
     assert trace.accuracy(said, ids, candidates, end=0).tolist() == [0.5, 1.0]
     assert trace.exact(said, candidates).tolist() == [False, False]
@@ -142,13 +146,13 @@ def test_margin_by_hand() -> None:
 
 
 @given(
-    st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 3 * vocabulary.BLOCK), st.booleans(), st.sampled_from([1, 40])
+    st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 3 * chunked_loss.BLOCK), st.booleans(), st.sampled_from([1, 40])
 )
 def test_one_pass_over_the_vocabulary_is_cross_entropy(seed: int, tokens: int, size: int, biased: bool, scale: float) -> None:
     torch.manual_seed(seed)
     head, states = nn.Linear(8, size, bias=biased), (torch.randn(tokens, 8) * scale).requires_grad_()
     target = torch.randint(size, (tokens,))
-    loss, logits = vocabulary.target_loss(head, states, target)
+    loss, logits = chunked_loss.target_loss(head, states, target)
     expected = F.cross_entropy(head(states), target)
     (gradient,), (wanted,) = (torch.autograd.grad(2 * one, [states]) for one in (loss, expected))
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
@@ -160,7 +164,7 @@ def test_one_pass_over_the_vocabulary_is_cross_entropy(seed: int, tokens: int, s
 def test_one_pass_over_a_vocabulary_in_bfloat16() -> None:
     torch.manual_seed(0)
     head, states = nn.Linear(16, 5000, bias=False).bfloat16(), torch.randn(2, 16, requires_grad=True)
-    loss, logits = vocabulary.target_loss(head, states, torch.tensor([3, 4999]))
+    loss, logits = chunked_loss.target_loss(head, states, torch.tensor([3, 4999]))
     expected = F.cross_entropy(head.float()(states), torch.tensor([3, 4999]))
     (gradient,), (wanted,) = (torch.autograd.grad(one, [states]) for one in (loss, expected))
     assert logits.dtype == gradient.dtype == torch.float32
@@ -177,7 +181,7 @@ def test_grace_replaces_where_it_says() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
-    request = trace.request_of(states, ROW)
+    request = request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
     with pytest.raises(FloatingPointError, match="nan after 0 steps"):
         load_editor("balancedit")(backbone, broken, ONE_MAP["balancedit"])
@@ -185,12 +189,12 @@ def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
 
 def test_the_trunk_is_computed_once(backbone, probes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {"red": "r", "noise": "n"}
-    first = trace.cached_trunk(backbone, ROW, probes, digests, tmp_path)
-    monkeypatch.setattr(trace, "run_trunk", lambda *_: pytest.fail("ran the trunk again"))
-    again = trace.cached_trunk(backbone, ROW, probes, digests, tmp_path)
+    first = cached_trunk(backbone, ROW, probes, digests, tmp_path)
+    monkeypatch.setattr("stages.editing.trunk.run_trunk", lambda *_: pytest.fail("ran the trunk again"))
+    again = cached_trunk(backbone, ROW, probes, digests, tmp_path)
     assert torch.equal(first.hidden, again.hidden) and first.answers == again.answers
     with pytest.raises(pytest.fail.Exception):
-        trace.cached_trunk(backbone, ROW, probes, digests | {"red": "another picture"}, tmp_path)
+        cached_trunk(backbone, ROW, probes, digests | {"red": "another picture"}, tmp_path)
 
 
 def test_pictures_are_checked_before_any_edit(probes) -> None:
@@ -203,15 +207,15 @@ def test_pictures_are_checked_before_any_edit(probes) -> None:
 
 
 def test_interrupted_work_resumes_and_other_inputs_do_not(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "cell", "inputs") as partial:
+    with pytest.raises(KeyboardInterrupt), Records(tmp_path / "cell", "inputs") as partial:
         partial["0-a"] = [{"x": 1.5}]
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), Partial(tmp_path / "cell", "inputs") as partial:
+    with pytest.raises(KeyboardInterrupt), Records(tmp_path / "cell", "inputs") as partial:
         assert "0-a" in partial and partial["0-a"] == [{"x": 1.5}]
         raise KeyboardInterrupt
-    with Partial(tmp_path / "cell", "other inputs") as partial:
+    with Records(tmp_path / "cell", "other inputs") as partial:
         assert "0-a" not in partial
-        with pytest.raises(UserError, match="another run"), Partial(tmp_path / "cell", "other inputs"):
+        with pytest.raises(UserError, match="another run"), Records(tmp_path / "cell", "other inputs"):
             pass
     assert not (tmp_path / "cell").exists()
 

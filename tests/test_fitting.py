@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.editing import trace, wise
+from stages.editing import trace
+from stages.editing.editors import wise
 from stages.editing.fitting import fitted, learn, training_probes
 from tests.editors import SETTINGS, TRAIN
 from tests.rows import ROW

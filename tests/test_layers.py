@@ -8,8 +8,9 @@ import torch
 from stages.backbone.depth import seen_from
 from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell
-from stages.editing.partial import Partial
-from stages.editing.trace import probes_of, run_trunk
+from stages.editing.probes import probes_of
+from stages.editing.resume import Records
+from stages.editing.trunk import run_trunk
 from stages.layers import __main__ as layers
 from stages.metrics.tuning import ALPHAS
 from stages.params import UserError
@@ -43,7 +44,7 @@ def test_a_layer_that_is_not_there_is_named(backbone: Backbone, layer: int) -> N
         seen_from(backbone, layer)
 
 
-def test_every_depth_is_edited_and_scored(cell: Cell, records: Partial, tmp_path, monkeypatch) -> None:
+def test_every_depth_is_edited_and_scored(cell: Cell, records: Records, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = {name: tensor.clone() for name, tensor in cell.backbone.model.state_dict().items()}
     for layer in (0, 1):

@@ -8,9 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stages.editing import mend, trace
-from stages.editing.editor import Edit, differences, request_loss
+from stages.editing import trace
+from stages.editing.editors import mend
+from stages.editing.edits import Edit, differences
 from stages.editing.fitting import Example, training_probes
+from stages.editing.optimise import request_loss
+from stages.editing.probes import probes_of
+from stages.editing.trunk import request_of, run_trunk
 from tests.rows import ROW, SAMPLES
 
 SETTINGS = {
@@ -21,13 +25,13 @@ TEXT = {"kind": "text_only", "image_id": None, "question": "Who sang?", "answer"
 
 @pytest.fixture()
 def request_(backbone) -> object:
-    return trace.request_of(trace.run_trunk(backbone, ROW, trace.probes_of(ROW, SAMPLES)), ROW)
+    return request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
 
 
 @pytest.fixture()
 def example(backbone) -> Example:
     row = ROW | {"rephrasings_train": ["Say it."], "locality": [*ROW["locality"], TEXT]}
-    return Example(row, training_probes(row), partial(trace.run_trunk, backbone, row))
+    return Example(row, training_probes(row), partial(run_trunk, backbone, row))
 
 
 def gradients(backbone, request, maps, added=None) -> list[torch.Tensor]:
@@ -123,7 +127,7 @@ def test_what_is_held_out_is_not_learnt_from(backbone, example, tmp_path, monkey
 
     monkeypatch.setattr(mend, "learn", learn)
     row = example.row | {"target": "another answer"}
-    other = Example(row, training_probes(row), partial(trace.run_trunk, backbone, row))
+    other = Example(row, training_probes(row), partial(run_trunk, backbone, row))
     found = [mend.fit(backbone, [example] * 4 + [last], SETTINGS, tmp_path / "fit.pt") for last in (example, other)]
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0]) and asked[0] != asked[1]
     monkeypatch.setattr(mend, "learn", lambda *given: asked.append(given[-1]))

@@ -79,7 +79,7 @@ def test_routing_by_hand(trace: pd.DataFrame) -> None:
     oracle = trace["probe"][routing.routed_on(trace, replace(METHOD, router="oracle"))]
     assert oracle[trace["edit_id"] == "a"].tolist() == [0, 1, 2, 3, 4, 9]
     fires = trace.assign(fires=trace["kind"] == "near_image")
-    assert fires["probe"][routing.routed_on(fires, replace(METHOD, router="own"))].tolist() == [5, 6, 3]
+    assert fires["probe"][routing.routed_on(fires, replace(METHOD, router="builtin"))].tolist() == [5, 6, 3]
 
 
 def test_a_diverged_edit_counts_as_failed_and_is_counted(trace: pd.DataFrame) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import Endpoint
 from PIL import Image
 
-from stages.editing.trace import probes_of, run_trunk
+from stages.editing.probes import probes_of
+from stages.editing.trunk import run_trunk
 from stages.okedit import easyedit, schema
 from stages.okedit.schema import EditRow
 from stages.okedit.sources import mmedit

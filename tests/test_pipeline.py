@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "chains", "metrics", "sequence", "ablations",
+    "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "sequences", "metrics", "retention", "ablations",
     "layers", "claims", "report",
 )  # fmt: skip
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

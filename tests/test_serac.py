@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from stages.backbone.vlm import Query
-from stages.editing import sentences, serac, trace
-from stages.editing.editor import Edit, answer_states
+from stages.editing import sentences
+from stages.editing.editors import serac
+from stages.editing.edits import Edit
 from stages.editing.fitting import fitted
+from stages.editing.optimise import answer_states
 from stages.editing.size import size_of
+from stages.editing.trunk import request_of
 from tests.editors import SETTINGS, plain
 
 pytestmark = pytest.mark.usefixtures("letters")
@@ -47,7 +50,7 @@ def test_serac_learns_the_targets_it_reads(backbone, examples, states, tmp_path)
     settings = SETTINGS["serac"] | {"steps": 100, "lr": 1e-2, "rank": 8, "scale": 32.0}
     learnt = fitted(serac, backbone, examples, settings, "test", tmp_path)
     untrained = learnt | {"counterfactual": [torch.zeros_like(d) for d in learnt["counterfactual"]]}
-    request = replace(trace.request_of(examples[0].states, examples[0].row))
+    request = replace(request_of(examples[0].states, examples[0].row))
     before, after = (serac.edit(backbone, request, settings, known) for known in (untrained, learnt))
     assert after.loss < 0.1 * before.loss and after.reached
     asked = [Query("Tell me?", "noise"), Query("Who owns it?", "noise")]
@@ -58,7 +61,7 @@ def test_in_a_sequence_a_query_goes_to_the_most_similar_edit_of_the_memory(backb
     """Letters decide: "Tell me!" is nearest to the two edits of "Tell me?", of which the later one answers."""
     learnt, last = serac.fit(backbone, examples, SETTINGS["serac"], tmp_path / "fit.pt"), None
     for example, target in zip((*examples, examples[0]), ("cat", "dog", "ox"), strict=True):
-        request = trace.request_of(example.states, example.row)
+        request = request_of(example.states, example.row)
         last = serac.edit(backbone, replace(request, start=last, answer=target), SETTINGS["serac"], learnt)
     prefixes = [last.recall(Query(text, "red")).prefix for text in ("Tell me!", "Which one is it?")]
     assert prefixes == [serac.reminder(backbone, *edit) for edit in (("Tell me?", "ox"), ("Which one?", "dog"))]

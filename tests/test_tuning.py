@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.editing import kept, tuning
+from stages.editing import trace_cache, tuning
 from stages.editing.__main__ import edit, keep
 from stages.editing.cell import Cell, label
-from stages.editing.editor import module_of
-from stages.editing.partial import Partial
+from stages.editing.editors import module_of
+from stages.editing.resume import Records
 from stages.params import UserError
 from tests.cells import DEV, PARAMS, make, method
 from tests.rows import SAMPLES
@@ -27,7 +27,7 @@ def test_a_list_is_several_settings_and_each_is_checked() -> None:
         method("ft", lr=[]).grid(Settings)
 
 
-def test_the_best_on_dev_is_taken(backbone: Backbone, records: Partial, tmp_path: Path) -> None:
+def test_the_best_on_dev_is_taken(backbone: Backbone, records: Records, tmp_path: Path) -> None:
     """One step at a tiny rate changes no answer; fifty at a good one reach the target."""
     cell = make(backbone, method("balancedit", lr=[1e-6, 1e-2], steps=50, margin=0.1))
     table = tuning.tried(cell, records)
@@ -36,7 +36,7 @@ def test_the_best_on_dev_is_taken(backbone: Backbone, records: Partial, tmp_path
     assert tuning.chosen(cell, records, tmp_path / "none.csv")["lr"] == 1e-2
 
 
-def test_of_equals_the_better_parts_and_then_the_first(backbone: Backbone, records: Partial, monkeypatch) -> None:
+def test_of_equals_the_better_parts_and_then_the_first(backbone: Backbone, records: Records, monkeypatch) -> None:
     found = iter([(0.0, 0.0), (0.0, 0.5), (0.0, 0.5)])
     parts = ({"text_generality": 1.0, "image_generality": one, "locality": other, "hm": 0.0} for one, other in found)
     monkeypatch.setattr(tuning.scores, "balance", lambda table: next(parts))
@@ -44,7 +44,7 @@ def test_of_equals_the_better_parts_and_then_the_first(backbone: Backbone, recor
     assert tuning.tried(cell, records)["chosen"].tolist() == [False, True, False]
 
 
-def test_always_on_methods_are_judged_with_their_damage(backbone: Backbone, records: Partial) -> None:
+def test_always_on_methods_are_judged_with_their_damage(backbone: Backbone, records: Records) -> None:
     cell = make(backbone, method("ft", part="layer", lr=[1e-2, 1e-6], steps=50, loss=0.05))
     table = tuning.tried(cell, records)
     assert table["locality"].tolist()[0] < 1 and table["locality"].tolist()[1] == 1
@@ -67,7 +67,7 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
         tuning.chosen(other, records, path)
 
 
-def test_one_value_each_needs_no_choice(backbone: Backbone, records: Partial, tmp_path: Path) -> None:
+def test_one_value_each_needs_no_choice(backbone: Backbone, records: Records, tmp_path: Path) -> None:
     cell = make(backbone, method("balancedit", lr=1e-2, margin=0.1))
     assert label(tuning.chosen(cell, records, tmp_path / "none.csv")) == '{"lr": 0.01, "margin": 0.1, "rank": 0, "steps": 50}'
 
@@ -79,12 +79,14 @@ def test_a_trace_in_git_is_taken_while_what_decides_it_is_the_same(backbone, tmp
     cell = replace(cell, rows=[DEV | {"split": "test"}], samples=samples)
     edit(PARAMS, cell)
     keep([["tiny_set", "tiny", "ft"]])
-    whole = (kept.KEPT / "tiny_set-tiny-ft.parquet").read_bytes()
-    assert "made_from" in pd.read_parquet(kept.KEPT / "tiny_set-tiny-ft.parquet") and "has it" not in capsys.readouterr().out
-    (kept.MADE / "tiny_set-tiny-ft.parquet").unlink()
+    whole = (trace_cache.KEPT / "tiny_set-tiny-ft.parquet").read_bytes()
+    assert (
+        "made_from" in pd.read_parquet(trace_cache.KEPT / "tiny_set-tiny-ft.parquet") and "has it" not in capsys.readouterr().out
+    )
+    (trace_cache.MADE / "tiny_set-tiny-ft.parquet").unlink()
     monkeypatch.setattr(Cell, "trace", lambda *_: pytest.fail("made again"))
     edit(PARAMS, cell)
-    assert (kept.MADE / "tiny_set-tiny-ft.parquet").read_bytes() == whole and "has it" in capsys.readouterr().out
+    assert (trace_cache.MADE / "tiny_set-tiny-ft.parquet").read_bytes() == whole and "has it" in capsys.readouterr().out
     for other in (
         replace(cell, rows=[DEV | {"split": "test", "target": "cat"}]),
         replace(cell, seeds=[1]),

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from stages.backbone.vlm import Query
-from stages.editing import trace, wise
+from stages.editing.editors import wise
 from stages.editing.fitting import fitted
+from stages.editing.trunk import request_of
 from tests.editors import SETTINGS, made
 from tests.rows import ROW
 
@@ -37,7 +38,7 @@ def test_a_side_memory_is_sparse_bounded_and_fires_on_its_edit(backbone, example
 def test_an_edit_is_held_apart_from_one_irrelevant_query(backbone, examples, states, tmp_path, monkeypatch) -> None:
     """All its steps ask one train edit's query; another seed may ask another's."""
     learnt = fitted(wise, backbone, examples, SETTINGS["wise"], "test", tmp_path)
-    request, asked, score = trace.request_of(states, ROW), {}, wise.score
+    request, asked, score = request_of(states, ROW), {}, wise.score
     monkeypatch.setattr(wise, "score", lambda inputs, *rest: seen.append(inputs) or score(inputs, *rest))
     for seed in range(6):
         seen = []
@@ -56,7 +57,7 @@ def test_a_sequence_trains_one_shard_and_then_another(backbone, examples, states
     monkeypatch.setattr(wise, "SHARD", 2)
     settings = SETTINGS["wise"] | {"steps": 40}
     learnt = fitted(wise, backbone, examples, settings, "test", tmp_path)
-    requests = [trace.request_of(one, row) for one, row in [(states, ROW), *((e.states, e.row) for e in examples[:2])]]
+    requests = [request_of(one, row) for one, row in [(states, ROW), *((e.states, e.row) for e in examples[:2])]]
     last, left = None, []
     for number, request in enumerate(requests):
         last = wise.edit(backbone, replace(request, start=last), settings | {"seed": number}, learnt)

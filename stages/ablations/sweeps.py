@@ -85,12 +85,12 @@ def spans(cell: Cell) -> pd.DataFrame:
 
 
 def routers(cell: Cell, ours: Method) -> pd.DataFrame:
-    """Router and writer apart: the same edits as configured (`own`), forced on (`always`) and off (`never`), and answering
+    """Router and writer apart: the same edits as they are (`configured`), forced on (`always`) and off (`never`), and answering
     exactly where they should (`oracle`). A codebook method's also behind `ours`, BalancEdit's key and radius with α chosen anew,
     behind its key with one radius for all, as wide on average (`matched`), and behind GRACE's key with the same
     (`grace_matched`) or with its constants (`grace_<ε>`).
     """
-    tried = {"own": {}, **{router: {"router": router} for router in FORCED}}
+    tried = {"configured": {}, **{router: {"router": router} for router in FORCED}}
     if cell.method.router == "codebook":
         behind = {"balanced": (ours.key, ours.radius), "matched": (ours.key, replace(ours.radius, strategy="mean"))}
         behind["grace_matched"] = (GRACE_KEY, replace(ours.radius, strategy="mean"))

@@ -29,7 +29,7 @@ PROJECTION = {"llama_proj.weight": "language_projection.weight", "llama_proj.bia
 # were trained to end in "###", which after a word is the tokens "##" and "#": the first of them ends an answer.
 PROMPT_OF = {
     "template": "{bos}###Human: {image}{question} ###Assistant: ",
-    "marks": ["<Img>", "</Img> "],
+    "image_delimiters": ["<Img>", "</Img> "],
     "end": "##",
 }
 

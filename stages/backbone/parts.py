@@ -10,7 +10,7 @@ from stages.backbone.tower import EfficientNetLiteTower
 IMAGE_TOKEN = "<empty_output>"  # a reserved token of SmolLM2's vocabulary that no text uses: no resized embeddings
 TEMPLATE = "<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
-PROMPT = {"template": TEMPLATE, "marks": ("", ""), "end": END}
+PROMPT = {"template": TEMPLATE, "image_delimiters": ("", ""), "end": END}
 
 
 def language_model(assets: Path) -> tuple[LlamaForCausalLM, LlamaConfig, PreTrainedTokenizerBase]:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from stages.backbone import checkpoints
 from stages.backbone.adapters import adapt
-from stages.backbone.adapters.base import Adapter, Shown
+from stages.backbone.adapters.base import Adapter, ImageFeatures
 from stages.params import UserError
 
 SPANS = ("prompt", "question", "image", "last")
@@ -87,7 +87,7 @@ class Backbone:
             entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
         self._images: dict[str, Image.Image] = {}
-        self._shown: dict[tuple[str, str], Shown] = {}
+        self._shown: dict[tuple[str, str], ImageFeatures] = {}
 
     @classmethod
     def open(cls, folder: Path, layer: int | None) -> "Backbone":
@@ -129,7 +129,7 @@ class Backbone:
         self._images.update(pictures)
 
     @contextlib.contextmanager
-    def shown_afresh(self) -> Iterator[None]:
+    def bypassing_image_cache(self) -> Iterator[None]:
         """While open, pictures' tokens are computed anew, and forgotten on leaving: for edits of what makes them."""
         kept, self._shown = self._shown, {}
         try:
@@ -137,7 +137,7 @@ class Backbone:
         finally:
             self._shown = kept
 
-    def show(self, queries: Sequence[Query], batch: int = 32) -> list[Shown | None]:
+    def show(self, queries: Sequence[Query], batch: int = 32) -> list[ImageFeatures | None]:
         """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights."""
         keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
         new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._shown]
@@ -154,7 +154,7 @@ class Backbone:
         head, tail = self.adapter.template.split("{question}")
         shown, told = self.show(queries), []
         for query, picture in zip(queries, shown, strict=True):
-            before, after = self.adapter.marks
+            before, after = self.adapter.image_delimiters
             image = before + self.adapter.image_token * len(picture.features) + after if picture else ""
             begin = head.replace("{image}", image)
             text = begin + query.question + tail.replace("{image}", image)
@@ -179,7 +179,7 @@ class Backbone:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer with its end token."""
-        return [*self.tokenizer(self.adapter.lead + answer, add_special_tokens=False).input_ids, self.end]
+        return [*self.tokenizer(self.adapter.answer_prefix + answer, add_special_tokens=False).input_ids, self.end]
 
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 

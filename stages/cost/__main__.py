@@ -20,12 +20,12 @@ import torch
 from stages.backbone.vlm import Query
 from stages.cost import frozen, serving
 from stages.cost.clock import measure, middle
-from stages.editing import full, tuning
+from stages.editing import full_forward, tuning
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit
+from stages.editing.edits import Edit
 from stages.editing.plan import Plan
 from stages.editing.size import size_of, tensors_in
-from stages.editing.trace import request_of
+from stages.editing.trunk import request_of
 from stages.params import UserError, load, run, write_atomically
 
 REPORT = Path("reports/cost.csv")
@@ -139,10 +139,10 @@ def applied(cell: Cell, row: Mapping[str, Any], edit: Edit) -> np.ndarray:
 
     def forward(edit: Edit) -> None:
         if edit.output is None:
-            full.finals(cell.backbone, edit, queries, ends)
+            full_forward.finals(cell.backbone, edit, queries, ends)
             return
         with edit.applied(cell.backbone, prompts.mask):
-            full.finals(cell.backbone, Edit(), queries, ends)
+            full_forward.finals(cell.backbone, Edit(), queries, ends)
 
     taken = measure({"edited": partial(forward, edit), "unedited": partial(forward, Edit())}, ROUNDS)
     return taken["edited"] / taken["unedited"]

@@ -11,8 +11,10 @@ from stages.backbone.depth import seen_from
 from stages.backbone.vlm import Backbone, Query
 from stages.cost.clock import measure
 from stages.editing.cell import Cell
-from stages.editing.editor import Edit, Request
-from stages.editing.trace import Probe, States, forced, outcomes, padded
+from stages.editing.edits import Edit, Request
+from stages.editing.probes import Probe
+from stages.editing.trace import outcomes
+from stages.editing.trunk import States, forced, padded
 
 
 @torch.no_grad()

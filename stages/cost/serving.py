@@ -10,7 +10,7 @@ import torch
 from stages.backbone.vlm import Backbone, Query, mean_over
 from stages.cost.clock import measure
 from stages.editing.codebook import Codebook, Entry
-from stages.editing.editor import Edit
+from stages.editing.edits import Edit
 
 
 def served(

@@ -6,7 +6,7 @@
     python -m stages.editing keep                               # put what was made into reports/traces, which Git keeps
 
 What stands in reports/traces is not made again where it was made from the same; without it, everything is. Interrupted work
-resumes: each finished edit is kept under data/.partial until the trace is whole.
+resumes: each finished edit is kept under data/.resume until the trace is whole.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from stages.backbone.vlm import Backbone
-from stages.editing import kept, tuning
+from stages.editing import trace_cache, tuning
 from stages.editing.cell import Cell, label
 from stages.editing.plan import Plan
 from stages.okedit.schema import write_table
@@ -46,16 +46,16 @@ def main() -> None:
 def taken(plan: Plan, hyper: Mapping[str, Any]) -> bool:
     """Take a cell's trace from Git, if it was made from what would make it now."""
     name = f"{plan.name}.parquet"
-    if not kept.stands(plan.name, kept.made_from(plan, hyper, plan.seeds)):
+    if not trace_cache.stands(plan.name, trace_cache.made_from(plan, hyper, plan.seeds)):
         return False
-    kept.copy(kept.KEPT / name, kept.MADE / name)
-    print(f"[edits] {plan.name}: as {kept.KEPT / name} has it")
+    trace_cache.copy(trace_cache.KEPT / name, trace_cache.MADE / name)
+    print(f"[edits] {plan.name}: as {trace_cache.KEPT / name} has it")
     return True
 
 
 def edit(params: Params, cell: Cell) -> None:
     """Make and trace a cell's edits, or take them from Git."""
-    path = kept.MADE / f"{cell.name}.parquet"
+    path = trace_cache.MADE / f"{cell.name}.parquet"
     with cell.records() as records:
         hyper = tuning.chosen(cell, records)
         if taken(cell, hyper):
@@ -68,7 +68,7 @@ def edit(params: Params, cell: Cell) -> None:
         if after != before:
             raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
         said = {"fitted": hasattr(cell.editor, "fit"), "weights": after[:16], "settings": label(hyper), "tried": len(cell.grid)}
-        said |= {"device": params.device, "made_from": kept.made_from(cell, hyper, cell.seeds)}
+        said |= {"device": params.device, "made_from": trace_cache.made_from(cell, hyper, cell.seeds)}
         write_table(path, [row | said for row in traced])
     diverged = {(r["seed"], r["edit_id"]) for r in traced if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
@@ -78,8 +78,8 @@ def edit(params: Params, cell: Cell) -> None:
 def keep(cells: Sequence[Sequence[str]]) -> None:
     """Put the traces of cells into the folder that Git keeps."""
     for name in map("-".join, cells):
-        kept.copy(kept.MADE / f"{name}.parquet", kept.KEPT / f"{name}.parquet")
-    print(f"[edits] {len(cells)} traces -> {kept.KEPT}")
+        trace_cache.copy(trace_cache.MADE / f"{name}.parquet", trace_cache.KEPT / f"{name}.parquet")
+    print(f"[edits] {len(cells)} traces -> {trace_cache.KEPT}")
 
 
 def tune(params: Params, cells: Sequence[Sequence[str]]) -> None:

@@ -16,18 +16,23 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
-from stages.editing.editor import Edit, attempt
+from stages.editing.edits import Edit, attempt
 from stages.editing.fitting import Example, fitted, training_probes
-from stages.editing.partial import Partial
 from stages.editing.plan import Plan, Row
+from stages.editing.probes import Probe, probes_of
+from stages.editing.resume import Records
 from stages.editing.size import size_of, tensors_in
-from stages.editing.trace import Probe, States, cached_trunk, code_digest, probes_of, request_of, trace_edit
+from stages.editing.trace import trace_edit
+from stages.editing.trunk import States, cached_trunk, code_digest, request_of
 from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
 from stages.settings import Embedded
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
-SHARED = ("editor", "transform", "full", "fitting", "sentences", "lora", "size", "vocabulary")  # modules that editors share
+SHARED = (
+    "edits", "optimise", "probes", "trace", "transform", "full_forward", "fitting", "sentences", "size", "chunked_loss",
+    "editors/lora",
+)  # fmt: skip  # modules that editors share
 
 Traced = dict[str, Any]
 Asks = Callable[[Row, Sequence[Row]], list[Probe]]
@@ -62,13 +67,13 @@ class Cell(Plan):
     @property
     def code(self) -> str:
         """A digest of all modules that decide what an edit does."""
-        return code_digest(*SHARED, self.method.editor)
+        return code_digest(*SHARED, f"editors/{self.method.editor}")
 
-    def records(self, purpose: str = "", *more: object) -> Partial:
+    def records(self, purpose: str = "", *more: object) -> Records:
         """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
         made_from = [self.code, self.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
         made_from += [self.digests, self.seeds, self.learnt, *more]
-        return Partial(Path("data/.partial") / f"{purpose}{self.name}", json.dumps(made_from))
+        return Records(Path("data/.resume") / f"{purpose}{self.name}", json.dumps(made_from))
 
     def states(self, row: Row) -> States:
         """What the trunk says of an edit's probes, from the cache or computed."""
@@ -78,7 +83,7 @@ class Cell(Plan):
         """The same cell with the first `count` probes of each kind, and all samples."""
         return replace(self, queries={edit: few(probes, count) for edit, probes in self.queries.items()})
 
-    def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Partial) -> list[Traced]:
+    def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Records) -> list[Traced]:
         """The trace's rows of some edits under the settings `hyper`, made where `records` does not have them."""
         setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
         for seed in seeds:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stages.backbone.vlm import Backbone, Prompts, mean_over
-from stages.editing.editor import Edit
+from stages.editing.edits import Edit
 from stages.editing.transform import pack, unpack
 from stages.params import UserError, write_atomically
 

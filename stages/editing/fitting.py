@@ -19,7 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
-from stages.editing.trace import GENERALITY, Probe, States, probes_of
+from stages.editing.probes import GENERALITY, Probe, probes_of
+from stages.editing.trunk import States
 from stages.params import write_atomically
 
 PICTURES = 2  # other pictures of a training edit

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stages.backbone import checkpoints
-from stages.editing.editor import module_of
+from stages.editing.editors import module_of
 from stages.okedit.schema import read_edits, read_made
 from stages.params import Params, UserError
 from stages.settings import Method
@@ -46,7 +46,7 @@ class Plan:
         samples = pq.read_table(Path("data/samples") / source.name / "samples.parquet").to_pylist()
         learnt = [needed(row) for row in read_edits(built, ("train",))[: params.edits.train]] if hasattr(editor, "fit") else []
         fingerprint = checkpoints.fingerprint(Path("data/backbones") / settings.name, settings.layer)
-        seeds = sorted(params.seeds.values())[: None if getattr(editor, "RANDOM", False) else 1]
+        seeds = sorted(params.seeds.values())[: None if getattr(editor, "STOCHASTIC", False) else 1]
         return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds)
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from stages.editing.editor import Edit
+from stages.editing.edits import Edit
 
 
 def size_of(edit: Edit, shared: Sequence[torch.Tensor] = ()) -> int:

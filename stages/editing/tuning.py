@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 
 from stages.editing.cell import Cell, label
-from stages.editing.partial import Partial
 from stages.editing.plan import Plan
+from stages.editing.resume import Records
 from stages.params import write_atomically
 from stages.scoring import routing, scores
 
@@ -27,7 +27,7 @@ CELL = ["dataset", "backbone", "method"]
 COLUMNS = [*CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_from"]
 
 
-def chosen(cell: Cell, records: Partial, path: Path = TABLE) -> Mapping[str, Any]:
+def chosen(cell: Cell, records: Records, path: Path = TABLE) -> Mapping[str, Any]:
     """The settings that a cell's edits use."""
     if (hyper := known(cell, path)) is not None:
         return hyper
@@ -51,11 +51,11 @@ def _best(plan: Plan, table: pd.DataFrame) -> Mapping[str, Any]:
 
 def chosen_beside(cell: Cell) -> Mapping[str, Any]:
     """The same, for who measures a cell and leaves its own records as they are."""
-    with tempfile.TemporaryDirectory() as folder, Partial(Path(folder) / cell.name, "") as records:
+    with tempfile.TemporaryDirectory() as folder, Records(Path(folder) / cell.name, "") as records:
         return chosen(cell, records)
 
 
-def tried(cell: Cell, records: Partial) -> pd.DataFrame:
+def tried(cell: Cell, records: Records) -> pd.DataFrame:
     """Every setting of the grid with its scores on dev edits, of the first seed and on a few probes of each kind. The chosen one
     has the highest HM; of equals the highest mean of its parts, and then the first.
     """

@@ -20,8 +20,8 @@ from stages.backbone.depth import seen_from
 from stages.backbone.vlm import Backbone
 from stages.editing import tuning
 from stages.editing.cell import Cell
-from stages.editing.partial import Partial
 from stages.editing.plan import Plan
+from stages.editing.resume import Records
 from stages.metrics.files import write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
@@ -68,7 +68,7 @@ def few_edits(cell: Cell, params: Params) -> Cell:
     return replace(cell.asking(params.layers.probes), rows=[*test, *dev])
 
 
-def depth(params: Params, cell: Cell, hyper: Mapping[str, Any], records: Partial) -> pd.DataFrame:
+def depth(params: Params, cell: Cell, hyper: Mapping[str, Any], records: Records) -> pd.DataFrame:
     """α, the share of edits with d⁺ > d⁻, and protocol, metric, mean, low, high, n of one depth's test edits."""
     trace = pd.DataFrame(cell.trace(hyper, cell.rows, cell.seeds[:1], records))
     method = settled(cell.method, trace)

@@ -42,7 +42,7 @@ SPANS = {
     "teacher_forced": "with the answer (leak)",
 }  # fmt: skip
 ROUTERS = {
-    "own": "as configured", "balanced": "BalancEdit's key and radius", "matched": "BalancEdit's key, one radius as wide",
+    "configured": "as configured", "balanced": "BalancEdit's key and radius", "matched": "BalancEdit's key, one radius as wide",
     "grace_matched": "GRACE's key, one radius as wide", "grace_1": "GRACE's key, ε = 1", "grace_5": "GRACE's key, ε = 5",
     "oracle": "exactly where it should", "always": "everywhere", "never": "nowhere",
 }  # fmt: skip

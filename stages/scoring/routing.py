@@ -52,10 +52,10 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
     """[rows] bool: the edit answers this query.
 
-    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `own`: the editor's own router.
+    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `builtin`: the editor's own router.
     `oracle`: exactly the queries that the edit must reach. `always` and `never` force it on and off.
     """
-    if method.router == "own":
+    if method.router == "builtin":
         return trace["fires"].to_numpy(dtype=bool)
     if method.router == "oracle":
         return trace["kind"].isin(REACHED).to_numpy()

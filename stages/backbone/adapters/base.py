@@ -14,9 +14,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, PretrainedConfig
 
+# Names that a checkpoint's prompt.json may have from earlier versions.
+FORMERLY = {"marks": "image_delimiters", "lead": "answer_prefix"}
+
 
 @dataclass(frozen=True)
-class Shown:
+class ImageFeatures:
     """A picture as the language model receives it: `features` [tokens, D], and its patch grid where positions need one."""
 
     features: torch.Tensor
@@ -26,26 +29,28 @@ class Shown:
 class Adapter:
     """One loaded model seen through its architecture.
 
-    `template` holds `{image}` and `{question}`, and `{bos}` where the tokenizer's first token stands. `marks` stand before and
-    after a picture's placeholder tokens, and only where there is one. `lead` stands before an answer: a space where the
-    tokenizer makes none. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a decoder
-    layer: the last layer where none is asked for. `connector` is how the name of the part that maps image features to the
+    `template` holds `{image}` and `{question}`, and `{bos}` where the tokenizer's first token stands. `image_delimiters` stand
+    before and after a picture's placeholder tokens, and only where there is one. `answer_prefix` stands before an answer: a space
+    where the tokenizer makes none. `end` is the token that ends an answer. `linear` is the path of the edited linear map in a
+    decoder layer: the last layer where none is asked for. `connector` is how the name of the part that maps image features to the
     language model's embeddings ends. `reads_question` says whether image features depend on the question.
     """
 
     template = "{bos}USER: {image}{question} ASSISTANT:"
-    marks = ("", "\n")
-    lead = ""
+    image_delimiters = ("", "\n")
+    answer_prefix = ""
     end: str | None = None
     linear = "mlp.up_proj"
     connector = "multi_modal_projector"
     reads_question = False
 
     def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):
-        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `marks`, `lead` or `end`."""
+        """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `image_delimiters`, `answer_prefix` or
+        `end`.
+        """
         self.model, self.tokenizer, self.process = model, tokenizer, process
         for name, value in (prompt or {}).items():
-            setattr(self, name, value)
+            setattr(self, FORMERLY.get(name, name), value)
         self.template = self.template.replace("{bos}", tokenizer.bos_token or "")
         self.end = self.end or tokenizer.eos_token
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)
@@ -88,7 +93,7 @@ class Adapter:
         """An input of the image tower where the tower sits, and in its type."""
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
 
-    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
+    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[ImageFeatures]:
         """Image features of each picture (asked each question, where that matters), ready to replace placeholder tokens, on the
         CPU.
         """
@@ -96,7 +101,7 @@ class Adapter:
         for image, question in zip(images, questions, strict=True):
             inputs = self.inputs(image, question)
             features = self.model.get_image_features(**{k: self.enter(v) for k, v in inputs.items()}).pooler_output
-            shown.append(Shown(features[0].flatten(0, -2).cpu(), inputs.get("image_grid_thw")))
+            shown.append(ImageFeatures(features[0].flatten(0, -2).cpu(), inputs.get("image_grid_thw")))
         return shown
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:

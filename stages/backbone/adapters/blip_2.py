@@ -9,7 +9,7 @@ class Architecture(Adapter):
     """The language model is a causal one inside `language_model`; encoder-decoder models are not edited here."""
 
     template = "{image}{bos}Question: {question} Answer:"
-    marks = ("", "")
+    image_delimiters = ("", "")
     connector = "language_projection"
 
     @property
@@ -27,7 +27,7 @@ class Architecture(Adapter):
         return "fc2" if self._over_opt else "mlp.up_proj"
 
     @property
-    def lead(self) -> str:
+    def answer_prefix(self) -> str:
         return " " if self._over_opt else ""
 
     @property

@@ -1,4 +1,4 @@
-"""Idefics3 (Laurençon et al., 2024): one global view of the picture, between its marks."""
+"""Idefics3 (Laurençon et al., 2024): one global view of the picture, between its delimiters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +12,8 @@ class Architecture(Adapter):
     """Tiling is off: the global view alone, so that every picture has as many tokens."""
 
     template = "<|begin_of_text|>User:{image}{question}<end_of_utterance>\nAssistant:"
-    marks = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
-    lead = " "
+    image_delimiters = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
+    answer_prefix = " "
     end = "<end_of_utterance>"
     connector = "connector"
 

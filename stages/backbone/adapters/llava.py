@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from stages.backbone.adapters.base import Adapter, Shown
+from stages.backbone.adapters.base import Adapter, ImageFeatures
 from stages.backbone.tower import EfficientNetLiteConfig, preprocess
 
 
 class Architecture(Adapter):
     """One feature a patch."""
 
-    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Shown]:
+    def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[ImageFeatures]:
         vision = self.model.config.vision_config
         if not isinstance(vision, EfficientNetLiteConfig):
             return super().show(images, questions)
         pixels = self.enter(preprocess(images, vision.image_size))
-        return [Shown(features.cpu()) for features in self.model.get_image_features(pixels).pooler_output]
+        return [ImageFeatures(features.cpu()) for features in self.model.get_image_features(pixels).pooler_output]

@@ -11,7 +11,7 @@ class Architecture(Adapter):
     """The prompt attends in both directions, the answer causally."""
 
     template = "{image}<bos>answer en {question}\n"
-    marks = ("", "")
+    image_delimiters = ("", "")
     end = "<eos>"
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:

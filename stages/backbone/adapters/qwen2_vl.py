@@ -14,7 +14,7 @@ class Architecture(Adapter):
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{image}{question}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    marks = ("<|vision_start|>", "<|vision_end|>")
+    image_delimiters = ("<|vision_start|>", "<|vision_end|>")
     end = "<|im_end|>"
     connector = "visual.merger"
 

@@ -1,0 +1,156 @@
+"""What is left of every edit after many: outcomes of all probes at some points of a sequence, and their scores (design §2)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from stages.params import UserError
+from stages.retention.replay import replay
+from stages.scoring import scores
+from stages.sequences.probes import HELD_OUT
+
+QUERY = ["edit_id", "probe"]
+OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}
+PARTS = ("reliability", *scores.BALANCE)
+
+
+@dataclass(frozen=True)
+class Point:
+    """After `made` edits of an order: a trace with its outcomes, of the edits made and of held-out ones, and what is kept."""
+
+    order: int
+    made: int
+    outcomes: pd.DataFrame
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What `stages.sequences` says of a method: its edits by themselves, what they do to each other's probes, and what is left
+    where each goes on from another; `edits` are those that are made, as they come.
+    """
+
+    trace: pd.DataFrame
+    interference: pd.DataFrame
+    rollout: pd.DataFrame
+    edits: Sequence[str]
+
+    @cached_property
+    def queries(self) -> pd.DataFrame:
+        """What is asked of the edits and of those held out: the edits' own queries first, in the edits' order."""
+        place = self.trace["edit_id"].map(self.numbers)
+        asked = (place.notna() | (self.trace["split"] == HELD_OUT)) & ~self.trace["kind"].str.startswith("sample_")
+        rows, place = self.trace[asked], place[asked]
+        rows = rows.assign(_later=~((rows["kind"] == "edit") & place.notna()), _place=place)
+        return rows.sort_values(["_later", "_place", *QUERY], kind="stable", ignore_index=True)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The place of each edit."""
+        return {edit: i for i, edit in enumerate(self.edits)}
+
+    @property
+    def index(self) -> pd.MultiIndex:
+        return pd.MultiIndex.from_frame(self.queries[QUERY])
+
+    def bytes_of(self, made: Sequence[str], answering: Sequence[str]) -> int:
+        """Bytes kept beside the model: a key and a radius of each edit in `made`, where the method has them, and the tensors of
+        those that are `answering`.
+        """
+        first = self.trace.drop_duplicates("edit_id").set_index("edit_id")
+        return int(first.loc[list(answering), "bytes"].sum() + first.loc[list(made), "key_bytes"].sum())
+
+    def matrix(self, column: str) -> np.ndarray:
+        """[queries, edits]: a column of the interference."""
+        wide = self.interference.pivot(index=QUERY, columns="entry", values=column)
+        return wide.reindex(self.index)[list(self.edits)].to_numpy(dtype=float, copy=True)
+
+    @cached_property
+    def unedited(self) -> dict[str, np.ndarray]:
+        """[queries] of each outcome under no edit: the answer is its own."""
+        off = {name: self.queries[f"{name}_off"].to_numpy(dtype=float) for name in ("target", "tf")}
+        return off | {"same": np.ones(len(self.queries))}
+
+    @cached_property
+    def edited(self) -> dict[str, np.ndarray]:
+        """[queries, edits] of each outcome under each edit, NaN where the query cannot meet it."""
+        owner = self.queries["edit_id"].map(self.numbers)
+        own = np.flatnonzero(owner.notna())
+        found = {}
+        for name, column in OUTCOMES.items():
+            found[name] = self.matrix(column)
+            found[name][own, owner[own].astype(int)] = self.queries.loc[own, column].astype(float)
+        return found
+
+    def point(self, order: int, made: Sequence[str], found: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Point:
+        """The point at which the edits `made` have been, with `found` outcomes [queries]."""
+        ids = self.queries["edit_id"]
+        table = self.queries.assign(**found)[ids.isin(made) | ~ids.isin(self.edits)]
+        if table[list(OUTCOMES)].isna().any(axis=None):
+            raise UserError(
+                "radius: an entry reaches farther than its edit's own samples, where no trace knows what it does; "
+                "allowed here: a narrower radius"
+            )
+        routed = table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5, top10=np.nan)  # top ten is not kept here
+        return Point(order, len(made), routed, counts)
+
+
+def alone(cell: Cell, on: pd.Series) -> Point:
+    """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
+    fires = on.reindex(cell.index, fill_value=False).to_numpy(dtype=bool)
+    own = {name: cell.queries[told].to_numpy(dtype=float) for name, told in OUTCOMES.items()}
+    point = cell.point(0, cell.edits, {name: np.where(fires, own[name], cell.unedited[name]) for name in OUTCOMES}, {})
+    return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(cell.edits)])
+
+
+def codebook(
+    cell: Cell, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str
+) -> Iterator[Point]:
+    """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance."""
+    table, targets = cell.matrix(column), cell.queries["expected"].head(len(cell.edits)).tolist()
+    epsilon, rows = [radii[edit] for edit in cell.edits], np.arange(len(cell.queries))
+    for number, order in enumerate(orders):
+        for made, state in replay(order, table, epsilon, targets, points):
+            answers = state.answering(rows)
+            found = {name: np.where(answers < 0, cell.unedited[name], cell.edited[name][rows, answers]) for name in OUTCOMES}
+            kept = [cell.edits[i] for i in state.answers]
+            counts = {"entries": len(state.book.entries), "taken_in": state.taken_in, "shrunk": state.shrunk}
+            counts["bytes"] = cell.bytes_of(kept, kept)
+            yield cell.point(number, [cell.edits[i] for i in order[:made]], found, counts)
+
+
+def shared(
+    cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str, beside: bool = False
+) -> Iterator[Point]:
+    """Sequences in one set of weights. They answer the queries that the editor's own router lets through, all where it has none,
+    or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All edits are
+    kept where they stand `beside` each other, else what the last one left.
+    """
+    for (number, made), rows in cell.rollout.groupby(["order", "made"]):
+        done = [cell.edits[i] for i in orders[number][:made]]
+        now = rows.set_index(QUERY).reindex(cell.index)
+        on = now["fires"].to_numpy() > 0.5
+        if radii is not None:
+            on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
+        found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
+        kept = done if beside else done[-1:]
+        yield cell.point(int(number), done, found, {"entries": len(kept), "bytes": cell.bytes_of(done, kept)})
+
+
+def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
+    """protocol, metric, value and n: every edit made so far, locality on held-out edits, and, of no protocol, what is kept."""
+    past, kept = point.outcomes["edit_id"].isin(edits), point.outcomes["kind"].isin(scores.LOCALITY)
+    at, found = {"order": point.order, "made": point.made}, []
+    for protocol in scores.PROTOCOLS:
+        table = scores.per_edit(point.outcomes[past], protocol)
+        values = {part: table[part].mean() for part in PARTS if part in table} | {"hm": scores.balance(table)["hm"]}
+        if (~past & kept).any():
+            values["held_out_locality"] = scores.per_edit(point.outcomes[~past & kept], protocol)["locality"].mean()
+        found += [at | {"protocol": protocol, "metric": name, "value": value, "n": len(table)} for name, value in values.items()]
+    return found + [
+        at | {"protocol": "none", "metric": name, "value": value, "n": point.made} for name, value in point.counts.items()
+    ]

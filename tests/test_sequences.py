@@ -1,0 +1,309 @@
+"""Sequences of edits: what is traced for them, and by hand what is left after each."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stages.backbone.vlm import Backbone
+from stages.editing.cell import Cell
+from stages.editing.editors import load_editor
+from stages.editing.edits import Difference, Edit
+from stages.editing.probes import Probe, probes_of
+from stages.editing.resume import Records
+from stages.editing.trace import trace_edit
+from stages.editing.transform import Layer, Value
+from stages.editing.trunk import States, request_of, run_trunk
+from stages.params import UserError, load
+from stages.retention import retention
+from stages.retention.replay import replay
+from stages.sequences import __main__ as sequences
+from stages.sequences import cache, interference, rollout
+from stages.sequences.probes import KEPT, Asked, queries_of
+from tests.cells import make, method
+from tests.editors import PARTS, SETTINGS
+from tests.rows import ROW, SAMPLES
+
+OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
+SPREAD = load("params.yaml").sequence
+
+
+def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell:
+    """A cell of two edits of one question about two pictures."""
+    queries = {row["edit_id"]: queries_of(row, SAMPLES, probes) for row in (ROW, OTHER)}
+    return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
+
+
+def asked_of(cell: Cell) -> list[Asked]:
+    return [Asked.of(cell, row) for row in cell.rows]
+
+
+@pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
+def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone, name: str) -> None:
+    request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
+    first = load_editor(name)(backbone, request, SETTINGS[name])
+    again = load_editor(name)(backbone, replace(request, start=first), SETTINGS[name])
+    assert first.steps > 0 and again.reached and again.loss <= first.loss
+    assert again.steps == 0 or first.steps == SETTINGS[name]["steps"]
+    kept = next(iter(again.added.values()), again.output)
+    assert isinstance(kept, Difference | Layer | Value)
+
+
+@pytest.mark.parametrize("name", ["lora", "finetune-connector"])
+def test_edits_below_the_layer_go_on_from_each_other(backbone, name: str) -> None:
+    editor, settings = name.split("-")[0], SETTINGS[name.split("-")[0]] | PARTS.get(name, {})
+    request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
+    first = load_editor(editor)(backbone, request, settings)
+    again = load_editor(editor)(backbone, replace(request, start=first), settings | {"steps": 1, "lr": 1e-9})
+    assert first.reached and first.steps > 0 and again.loss == pytest.approx(first.loss, rel=1e-4)
+
+
+def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    one, none = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), Edit()
+    asked = asked_of(cell)[0]
+    recalled = replace(none, recall=lambda query: one if query.image_id == ROW["image_id"] else none)
+    expected = [(one if probe.image_id == ROW["image_id"] else none) for probe in asked.probes]
+    by_each = {id(edit): asked.outcomes(cell, edit) for edit in (one, none)}
+    assert asked.outcomes(cell, recalled) == [by_each[id(edit)][i] for i, edit in enumerate(expected)]
+    assert by_each[id(one)] != by_each[id(none)]
+
+
+def test_what_the_recalled_edit_leaves_alone_is_answered_by_the_unedited_model(backbone) -> None:
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    one, asked = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0]
+    pictured = replace(one, fires=lambda queries, *_: torch.tensor([query.image_id == ROW["image_id"] for query in queries]))
+    expected = [
+        one_on | {"fires": 1.0} if probe.image_id == ROW["image_id"] else one_off | {"fires": 0.0}
+        for probe, one_on, one_off in zip(asked.probes, *(asked.outcomes(cell, edit) for edit in (one, Edit())), strict=True)
+    ]
+    assert asked.outcomes(cell, Edit(recall=lambda _query: pictured)) == expected
+
+
+def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = two(backbone, "ft", 1, part="connector", lr=1e-2, loss=0.05)
+    edit, asked, told = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0], []
+
+    def telling(backbone: Backbone, row: object, probes: list[Probe], states: States, edit: Edit) -> list[dict[str, object]]:
+        told.extend(probe for probe in probes if not edit.changes_nothing)
+        return trace_edit(backbone, row, probes, states, edit)
+
+    whole = trace_edit(backbone, ROW, asked.probes, asked.states, edit)
+    monkeypatch.setattr("stages.sequences.probes.trace_edit", telling)
+    assert asked.outcomes(cell, edit) == [{name: pytest.approx(float(one[name])) for name in KEPT} for one in whole]
+    pictured = [probe for probe in asked.probes if probe.image_id is not None]
+    assert told == pictured and len(pictured) < len(asked.probes)
+
+
+def test_what_cannot_be_played_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="sequence.methods: 'ike' is not allowed; allowed: router codebook, or an editor whose"):
+        sequences.make(load("params.yaml"), "okedit", "llava-smollm2", "ike")
+
+
+def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:
+    kinds = [probe.kind for probe in queries_of(ROW, SAMPLES, 1)]
+    assert kinds[0] == "edit" and "hop1" not in kinds and "black_image" not in kinds
+    asked = [kind for kind in kinds if not kind.startswith("sample_")]
+    assert len(set(asked)) == len(asked) and len(kinds) == len(asked) + len(SAMPLES)
+    held_out = {probe.kind for probe in queries_of(ROW | {"split": "dev"}, [], 1)}
+    assert held_out == set(asked) - {"edit", "text_generality", "image_generality", "joint_generality"}
+
+
+def test_fewer_probes_have_the_same_outcomes(backbone, records: Records) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    asked, states = asked_of(cell)[0], cell.states(ROW)
+    edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
+    whole = trace_edit(backbone, ROW, cell.queries[ROW["edit_id"]], states, edit)
+    some = asked.some([0, 2])
+    assert some.known() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
+    for number, found in zip(some.numbers, some.outcomes(cell, edit), strict=True):
+        assert found == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
+
+
+def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Records) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    asked = asked_of(cell)
+    trace, table = interference.each(cell, cell.grid[0], cell.rows, asked, [[0, 1]], [1, 2], records)
+    assert trace.groupby("edit_id", sort=False).size().tolist() == [len(cell.queries[row["edit_id"]]) for row in cell.rows]
+    assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
+    own = table["entry"] == table["edit_id"]
+    assert (table.loc[own & (table["probe"] == 0), "euclidean_prompt"] == 0).all() and table.loc[own, "target_on"].isna().all()
+    apart = table.set_index(["edit_id", "probe", "entry"])["euclidean_prompt"].unstack()
+    for (edit, probe), row in apart.iterrows():
+        other = next(name for name in apart if name != edit)
+        told = table[(table["edit_id"] == edit) & (table["probe"] == probe) & (table["entry"] == other)]
+        assert told["target_on"].notna().all() or row[other] >= row[edit]
+    assert table["target_on"].notna().any()
+    with_new = cell.editor.edit(backbone, request_of(cell.states(OTHER), OTHER), cell.grid[0])
+    met = table[table["target_on"].notna() & (table["entry"] == OTHER["edit_id"])]
+    for one, found in zip(met.itertuples(), asked[0].some(met["probe"].tolist()).outcomes(cell, with_new), strict=True):
+        assert (one.target_on, one.same_on) == (found["target_on"], found["same_on"])
+
+
+def test_which_edits_may_answer_by_hand() -> None:
+    """On a line: keys at 0, 2 and 10; queries at 1.9 (of the first) and 9 (held out). The nearest of each subset may answer."""
+    table = np.abs(np.array([[1.9], [9]]) - np.array([0.0, 2, 10]))
+    owner, nobody = np.array([0, -1]), np.zeros(3, dtype=bool)
+    assert interference.nearest(table, owner, nobody, [[0, 1]]).tolist() == [[False, True, False], [False, True, False]]
+    assert interference.nearest(table, owner, nobody, [[1, 2]]).tolist() == [[False] * 3, [False, False, True]]
+    gone = np.array([False, True, False])  # taken in by another, the second has no key of its own
+    assert interference.nearest(table, owner, gone, [[0, 1]]).tolist() == [[True, True, False]] * 2
+
+
+def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
+    """On a line: keys at 0, 2 and 10. What comes later is taken in, if no key of another target lies in between."""
+    apart = np.abs(np.array([[0.0], [2], [10]]) - np.array([0.0, 2, 10]))
+
+    def taken(far: list[float], targets: str, *orders: list[int]) -> list[list[int]]:
+        return np.argwhere(interference.may_take_in(apart, far, targets, orders)).tolist()
+
+    assert taken([3, 1, 9], "aaa", [0, 1, 2]) == [[0, 1]]
+    assert taken([3, 3, 9], "aaa", [0, 1, 2], [2, 1, 0]) == [[0, 1], [1, 0], [2, 1]]
+    assert taken([11, 9, 9], "aba", [0, 1, 2]) == []  # the second lies between the first and the third
+    assert taken([11, 9, 9], "aaa", [0, 1, 2]) == [[0, 1], [0, 2], [1, 2]]  # unless the first has taken it in
+
+
+def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Records) -> None:
+    cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
+    asked = [asked_of(cell)[0], replace(asked_of(cell)[1], row=OTHER | {"split": "dev"})]
+    trace, met = interference.each(cell, cell.grid[0], [ROW], asked, [[0]], [1], records)
+    held_out = trace[(trace["edit_id"] == OTHER["edit_id"]) & ~trace["kind"].str.startswith("sample_")]
+    assert met.empty and set(held_out["split"]) == {"dev"} and held_out["same_on"].all()
+    assert trace.loc[(trace["edit_id"] == ROW["edit_id"]) & (trace["kind"] == "edit"), "target_on"].all()
+
+
+def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Records) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    states = cell.states(ROW)
+    samples = [i for i, probe in enumerate(cell.queries[ROW["edit_id"]]) if probe.is_sample]
+    apart = (states.phi["prompt"][samples] - states.key["prompt"]).norm(dim=1)
+    assert interference.reach(cell, ROW)["euclidean_prompt"] == pytest.approx(2 * float(apart.max()))
+
+
+def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Records) -> None:
+    cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
+    settings = replace(SPREAD, at=(1,), orders=2)
+    table = rollout.rollout(cell, cell.grid[0], cell.rows, asked_of(cell), settings, 0, records)
+    held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
+    assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
+    assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
+
+
+def test_what_is_kept_stands_as_long_as_what_it_was_made_from(backbone, tmp_path: Path) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    cell = replace(cell, samples=[sample | {"edit_id": cell.rows[0]["edit_id"]} for sample in cell.samples])
+    digest = cache.made_from(cell, cell.grid[0], SPREAD)
+    changed = [
+        cache.made_from(replace(cell, rows=[ROW]), cell.grid[0], SPREAD),
+        cache.made_from(cell, cell.grid[0] | {"lr": 1e-3}, SPREAD),
+        cache.made_from(cell, cell.grid[0], replace(SPREAD, orders=SPREAD.orders + 1)),
+    ]
+    assert len({digest, *changed}) == 4
+    table = pd.DataFrame({"edit_id": ["x"]})
+    cache.write(tmp_path / "made", {"trace": table}, digest)
+    cache.copy(tmp_path / "made", tmp_path / "kept")
+    assert cache.stands(tmp_path / "kept", digest) and not cache.stands(tmp_path / "kept", changed[0])
+    assert not cache.stands(tmp_path / "elsewhere", digest)
+    assert pd.read_parquet(tmp_path / "kept" / "trace.parquet").equals(table)
+    assert pd.read_parquet(tmp_path / "kept" / "rollout.parquet").empty
+
+
+def test_orders_are_fixed_and_differ() -> None:
+    rows = [{"edit_id": str(i)} for i in range(20)]
+    found = rollout.orders(rows, 3, 0)
+    assert found[0] == rows and found == rollout.orders(rows, 3, 0)
+    assert all(sorted(r["edit_id"] for r in order) == sorted(r["edit_id"] for r in rows) for order in found)
+    assert found[1] != found[2] != rows
+
+
+def test_points_are_those_that_there_are_edits_for() -> None:
+    settings = replace(SPREAD, at=(1, 10, 100))
+    assert rollout.points(settings, 40) == [1, 10, 40] and rollout.points(settings, 10) == [1, 10]
+
+
+def test_a_replay_by_hand() -> None:
+    """On a line: edits at 0, 2 (same target, inside the first) and 10 (another); queries at .5 and 9."""
+    places, edits = np.array([0.0, 2, 10, 0.5, 9]), np.array([0.0, 2, 10])
+    told = [
+        (made, [entry.radius for entry in state.book.entries], state.answering(range(5)).tolist(), state.taken_in, state.shrunk)
+        for made, state in replay([0, 1, 2], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [1, 2, 3])
+    ]
+    assert told == [
+        (1, [3], [0, 0, -1, 0, -1], 0, 0),
+        (2, [4], [1, 1, -1, 1, -1], 1, 0),
+        (3, [4, 9], [1, 1, 2, 1, 2], 1, 0),
+    ]
+    ((_, state),) = replay([0, 2, 1], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [3])
+    assert state.answers == [1, 2] and state.answering(range(5)).tolist() == [1, 1, 2, 1, 2]  # the later entry stays
+    near = np.abs(places[:, None] - np.array([0.0, 2, 10]))
+    ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2])
+    assert [entry.radius for entry in state.book.entries] == [1, 1] and state.shrunk == 2
+
+
+def hand_made() -> retention.Cell:
+    """Two edits, each with its own query, a rephrasing and a near picture; one held-out edit with a near picture."""
+    kinds = ("edit", "text_generality", "near_image")
+    asked = [("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1), ("y", 2), ("z", 2)]
+    trace = pd.DataFrame(
+        {
+            "seed": 0, "edit_id": edit, "split": "dev" if edit == "z" else "test", "probe": probe, "kind": kinds[probe],
+            "expected": edit.upper(), "target_off": False, "target_on": probe < 2, "same_on": False, "tf_off": 0.25,
+            "tf_on": 0.75, "correct_off": True, "top10_on": np.nan, "diverged": False,
+            "bytes": {"x": 100, "y": 30, "z": 0}[edit], "key_bytes": 8,
+        }
+        for edit, probe in asked
+    )  # fmt: skip
+    at = {"x": {"x": [0, 1, 5], "y": [9, 9, 2], "z": [0, 0, 3]}, "y": {"x": [9, 9, 9], "y": [0, 1, 8], "z": [0, 0, 9]}}
+    interference = pd.DataFrame(
+        {"entry": entry, "edit_id": edit, "probe": probe, "d": float(at[entry][edit][probe]), "target_on": 0.0, "same_on": 0.0,
+         "tf_on": 0.5}
+        for entry in "xy"
+        for edit, probe in asked
+    )  # fmt: skip
+    return retention.Cell(trace, interference, pd.DataFrame(), ["x", "y"])
+
+
+def test_retention_by_hand() -> None:
+    """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
+    cell = hand_made()
+    first, both = retention.codebook(cell, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
+    assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0, "bytes": 108}
+    found = pd.DataFrame(retention.scored(both, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
+    assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
+    assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
+    assert found["none", "bytes"] == 146
+    narrow = list(retention.codebook(cell, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
+    found = pd.DataFrame(retention.scored(narrow, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
+
+
+def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
+    cell = hand_made()
+    played = cell.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
+    cell = replace(cell, rollout=played)
+    (everywhere,) = retention.shared(cell, [[0, 1]], None, "")
+    assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()
+    (within,) = retention.shared(cell, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys
+    kept = within.outcomes.set_index(["edit_id", "probe"])["same"]
+    assert kept.loc["x", 2] and kept.loc["y", 2] and kept.loc["z", 2] and not kept.loc["x", 1]
+    assert within.counts == {"entries": 1, "bytes": 30 + 2 * 8}  # one copy, two keys
+
+
+def test_an_outcome_that_is_not_known_is_an_error() -> None:
+    cell = hand_made()
+    cell.interference.loc[(cell.interference["entry"] == "x") & (cell.interference["edit_id"] == "y"), "same_on"] = np.nan
+    with pytest.raises(UserError, match="a narrower radius"):
+        list(retention.codebook(cell, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
+
+
+def test_each_edit_alone_by_hand() -> None:
+    cell = hand_made()
+    index = pd.MultiIndex.from_frame(cell.trace[["edit_id", "probe"]])
+    point = retention.alone(cell, pd.Series(cell.trace["probe"].to_numpy() < 1, index=index))
+    found = pd.DataFrame(retention.scored(point, cell.edits)).set_index(["protocol", "metric"])["value"]
+    assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 0 and found["strict", "locality"] == 1
+    assert "held_out_locality" not in found["strict"]
