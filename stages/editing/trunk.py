@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from stages.backbone import vlm
 from stages.backbone.vlm import SPANS, Backbone, Query, Trunk, mean_over
+from stages.editing import code
 from stages.editing.edits import Request
 from stages.editing.probes import GENERALITY, Probe
 from stages.params import write_atomically
@@ -148,7 +148,7 @@ def cached_trunk(
     """
     shown = {p.image_id: pictures[p.image_id] for p in probes if p.image_id is not None}
     text = json.dumps([backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown], sort_keys=True)
-    path = cache / f"{hashlib.sha256((code_digest() + text).encode()).hexdigest()[:24]}.pt"
+    path = cache / f"{hashlib.sha256((code.digest(__name__) + text).encode()).hexdigest()[:24]}.pt"
     if path.exists():
         with torch.serialization.safe_globals([States, Candidates]):
             return torch.load(path, weights_only=True)
@@ -157,16 +157,6 @@ def cached_trunk(
     with write_atomically(path) as temporary:
         torch.save(states, temporary)
     return states
-
-
-def code_digest(*more: str) -> str:
-    """A digest of the modules that decide what the trunk says, and of `more` modules of this folder: stale records are
-    never reused.
-    """
-    editing, backbone = Path(__file__).parent, Path(vlm.__file__).parent
-    sources = [editing / "trunk.py", *(editing / f"{name}.py" for name in more)]
-    sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "adapters").glob("*.py"))]
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
 def request_of(states: States, row: Mapping[str, Any]) -> Request:

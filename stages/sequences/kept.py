@@ -1,43 +1,38 @@
-"""Where the tables of a cell's sequences stand, and what stands in Git of them: they take an hour and more to make, and are made
-only where something that decides them has changed.
+"""Where the tables of a cell's sequences stand, and what Git keeps of them: they take an hour and more to make.
+
+Importing this loads no model library.
 """
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from stages.editing import trace_cache
-from stages.editing.plan import Plan
-from stages.params import write_atomically
-from stages.settings import Sequence as Settings
+from stages.editing import kept
+from stages.editing.kept import Stamp
 
 MADE, KEPT = Path("data/sequences"), Path("reports/sequences")
-TABLES, STAMP = ("trace", "interference", "rollout"), "made_from"
+PLANS, STAMPS = Path("data/plans/sequences"), Path("data/stamps/sequences")
+TABLES, STAMP = ("trace", "interference", "rollout"), "stamp.json"
 
 
-def made_from(plan: Plan, hyper: Mapping[str, Any], settings: Settings) -> str:
-    """A digest of what a cell's sequences depend on, but for the code and the device."""
-    size = [settings.edits, settings.shared, settings.orders, settings.at, settings.probes]
-    return trace_cache.made_from(plan, hyper, plan.seeds[:1], plan.method.router, plan.method.key.span, size)
+def files(folder: Path) -> list[Path]:
+    """The files of a cell's tables."""
+    return [folder / f"{name}.parquet" for name in TABLES]
 
 
-def write(folder: Path, tables: Mapping[str, pd.DataFrame], digest: str) -> None:
-    """One parquet file a table, whole or not at all, and what they were made from."""
-    for name in TABLES:
-        with write_atomically(folder / f"{name}.parquet") as temporary:
-            tables.get(name, pd.DataFrame()).to_parquet(temporary, index=False, compression="zstd")
-    (folder / STAMP).write_text(digest)
+def take(name: str, stamp: Stamp) -> None:
+    """Take a cell's tables from Git, under `stamp`."""
+    for source, target in zip(files(KEPT / name), files(MADE / name), strict=True):
+        kept.copy(source, target)
+    stamp.write(STAMPS / f"{name}.json")
+    said = f", checked on {stamp.checked} edits made again by the code of now" if stamp.checked else ""
+    print(f"[sequences] {name}: as {KEPT / name} has it{said}")
 
 
-def stands(folder: Path, digest: str) -> bool:
-    """Whether a folder's tables were made from what `digest` says."""
-    return (folder / STAMP).exists() and (folder / STAMP).read_text() == digest
-
-
-def copy(source: Path, target: Path) -> None:
-    """Put a folder's tables in the place of another's."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
+def keep(names: Sequence[str]) -> None:
+    """Put the tables and stamps of cells where Git keeps them; the same table is not written again."""
+    for name in names:
+        for made, there in zip(files(MADE / name), files(KEPT / name), strict=True):
+            if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
+                kept.copy(made, there)
+        Stamp.read(STAMPS / f"{name}.json").write(KEPT / name / STAMP)
+        print(f"[sequences] {MADE / name} -> {KEPT / name}")
