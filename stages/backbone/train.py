@@ -207,14 +207,14 @@ def batches(
     text_only: Sequence[tuple[str, str]],
     *,
     images: int,
-    drawn: str,
+    sampling: str,
     texts: int,
     noise: float,
     packer: Callable[[Sequence[Row]], Packed],
 ) -> Callable[[np.random.Generator], list[Packed]]:
     """A function that draws a batch: `images` pictures with their questions, and `texts` text-only questions.
 
-    Drawn by `concept`, each concept comes as often and is asked for its name and up to two facts; by `fact`, as often as it has
+    By `concept`, each concept comes as often and is asked for its name and up to two facts; by `fact`, as often as it has
     facts, and for its name and every fact. A batch comes in parts of rows with as many questions, so that little is padding.
     Gaussian noise of `noise` standard deviations of each channel is added to the features.
     """
@@ -222,11 +222,11 @@ def batches(
     spread = deviation(bank)
     relations = [list(dict.fromkeys(q.relation for q in facts)) for facts in questions["fact"]]
     known = np.array([len(each) for each in relations])
-    often = known / known.sum() if drawn == "fact" else None
+    often = known / known.sum() if sampling == "fact" else None
 
     def facts_of(concept: int, rng: np.random.Generator) -> list[Question]:
         facts = questions["fact"][concept]
-        if drawn == "concept":
+        if sampling == "concept":
             return [facts[i] for i in rng.permutation(len(facts))[:2]]
         phrasings = [[q for q in facts if q.relation == relation] for relation in relations[concept]]
         return [each[rng.integers(len(each))] for each in phrasings]
