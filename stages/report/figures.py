@@ -19,7 +19,7 @@ from stages.report.canvas import (
     save,
     styles,
 )
-from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.names import count, need, ordered, pairs, percent, select, where
 
 __all__ = ["backbone_accuracy", "distances", "outcomes", "save", "scores"]
 
@@ -30,7 +30,7 @@ def scores(table: pd.DataFrame, protocol: str, level: float) -> Drawing:
         table = select(table, protocol=protocol)
         table = table[table["metric"].isin(names.MAIN)]
         groups, methods = labelled(names.MAIN, table["metric"]), labelled(names.METHODS, table["method"])
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(len(found), 1, PAGE, 1.7, sharex=True)
         handles = []
         for ax, ((dataset, backbone), block) in zip(axes[:, 0], found, strict=True):
@@ -56,7 +56,7 @@ def distances(outcomes: pd.DataFrame, radii: pd.DataFrame, method: str, distance
     ratio = usable.assign(ratio=usable[f"{distance}_{span}"] / usable["epsilon"])
     kinds = ordered(names.KINDS, need(ratio, method, distance, span)["kind"])
     with matplotlib.rc_context(STYLE):
-        groups = cells(ratio)
+        groups = pairs(ratio)
         figure, axes = panels(1, max(len(groups), 1), COLUMN if len(groups) < 2 else PAGE, 2.6, sharey=True)
         for ax, ((dataset, backbone), block) in zip(axes[0], groups, strict=False):
             values = [block[block["kind"] == k]["ratio"].to_numpy() for k in kinds]

@@ -36,7 +36,7 @@ NEGATIVES = {
     "black": "black", "white": "white", "noise": "noise", "random": "random picture",
     "nearest": "nearest picture", "other_question": "other question",
 }  # fmt: skip
-NUMBERS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
+SAMPLE_COUNTS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
 SPANS = {
     "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
     "teacher_forced": "with the answer (leak)",
@@ -94,14 +94,14 @@ REPORTS = {
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
         ("scores_strict", "scores_teacher_forced", "distances"),
-        ("balance_strict", "main_strict", "balance_teacher_forced", "main_teacher_forced", "paired_strict",
+        ("hm_strict", "main_strict", "hm_teacher_forced", "main_teacher_forced", "paired_strict",
          "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
     ),
     "ablations": Report(
         "Ablations",
-        "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, other routers and layers.",
-        ("alpha", "frontier", "strategies", "anchors", "numbers", "spans", "layers"),
-        ("strategies", "anchors", "numbers", "spans", "auc", "routers", "layers"),
+        "The radius: its weight α, strategies, samples and spans, how generality trades for locality, other routers and layers.",
+        ("alpha", "frontier", "strategies", "negative_samples", "sample_counts", "spans", "layers"),
+        ("strategies", "negative_samples", "sample_counts", "spans", "auc", "routers", "layers"),
     ),
     "sequences": Report(
         "Sequences", "Many edits of one model, one after the other: what is left of each.",
@@ -139,7 +139,7 @@ def need(table: pd.DataFrame, *wanted: object) -> pd.DataFrame:
     return table
 
 
-def cells(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+def pairs(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     """(dataset, backbone) and its rows, sorted."""
     return sorted(table.groupby(["dataset", "backbone"], sort=True), key=lambda group: group[0])
 
