@@ -220,9 +220,9 @@ def build(root: Path) -> None:
 
 def costs_of(method: str) -> list[dict]:
     """A cost of every kind, the routed ones for two sizes of codebook."""
-    said = {"method": method, "value": 1234.5, "low": 1000.0, "high": 2000.0, "n": 5}
-    found = [said | {"cost": cost, "entries": np.nan} for cost in costs.SPENT]
-    return found + [said | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
+    row = {"method": method, "value": 1234.5, "low": 1000.0, "high": 2000.0, "n": 5}
+    found = [row | {"cost": cost, "entries": np.nan} for cost in costs.SPENT]
+    return found + [row | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
 
 
 CLAIMED = [

@@ -120,12 +120,12 @@ def test_figures_carry_captions_with_n_and_interval(studied):
 def test_failing_cell_is_named_and_leaves_the_earlier_page(studied):
     notebook, page = studied / "notebooks/broken.ipynb", studied / "reports/broken.html"
     broken = nbformat.read(studied / "notebooks/backbone.ipynb", as_version=4)
-    broken.cells[2].source = "raise ValueError('no such vendor')"
+    broken.cells[2].source = "raise ValueError('no such artist')"
     nbformat.write(broken, notebook)
     page.write_text("earlier")
     with pytest.raises(execute.NotebookError) as error:
         execute.render(notebook, page, {}, studied)
-    for part in ("broken.ipynb, cell-2", "raise ValueError(", "ValueError: no such vendor"):
+    for part in ("broken.ipynb, cell-2", "raise ValueError(", "ValueError: no such artist"):
         assert part in str(error.value)
     assert page.read_text() == "earlier"
     assert not [p for p in page.parent.iterdir() if p.name.startswith(".")]

@@ -37,7 +37,7 @@ def tower() -> EfficientNetLiteTower:
 
 @pytest.fixture()
 def early(tower: EfficientNetLiteTower) -> torch.Tensor:
-    """Two vendors, two views, three concepts that differ in colour."""
+    """Two artists, two views, three concepts that differ in colour."""
     colours = torch.eye(3)[None, None, :, :, None, None].expand(2, 2, 3, 3, 64, 64) * 2 - 1
     noise = 0.1 * torch.randn(2, 2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return tower.early((colours + noise).flatten(0, 2)).unflatten(0, (2, 2, 3)).half()
@@ -54,7 +54,7 @@ def test_tuning_tells_concepts_apart_and_leaves_the_early_blocks(tower, early, t
     vision_tower.tune(tower, early, ["red", "green", "blue"], VisionTower(views=1, steps=30, batch=8, lr=1e-3), seed=0)
     changed = {name for name, p in tower.named_parameters() if not torch.equal(p, before[name])}
     assert changed == set(vision_tower.late_state(tower))
-    pooled = views.feature_bank(tower, early).float().mean(3).flatten(0, 1)  # [vendor and view, concept, D]
+    pooled = views.feature_bank(tower, early).float().mean(3).flatten(0, 1)  # [artist and view, concept, D]
     features = F.normalize(pooled - pooled.mean((0, 1)), dim=-1)
     same = (features[:1] * features[1:]).sum(-1).mean()
     other = (features[:1] * features[1:].roll(1, 1)).sum(-1).mean()
@@ -224,12 +224,12 @@ def test_a_batch_asks_a_picture_by_concept_or_by_fact(sampling: str, asked: set)
     )
     rows = [row for part in draw(np.random.default_rng(0)) for row in part]
     assert rows[0].image is None or rows[0].image.shape == (4, 8)
-    told = [[q for q, _ in row.branches] for row in rows if row.image is not None]
-    found = {(int(name[-1]), len(rest)) for name, *rest in told}
-    assert len(told) == 40 and found == (asked | {(0, 0)} if sampling == "concept" else asked)
+    asked_of = [[q for q, _ in row.branches] for row in rows if row.image is not None]
+    found = {(int(name[-1]), len(rest)) for name, *rest in asked_of}
+    assert len(asked_of) == 40 and found == (asked | {(0, 0)} if sampling == "concept" else asked)
     if sampling == "fact":  # each fact once, and the concept of three facts three times as often
-        assert all(len({question[1] for question in rest}) == len(rest) for _, *rest in told)
-        assert 24 <= sum(len(rest) == 3 for _, *rest in told) <= 36
+        assert all(len({question[1] for question in rest}) == len(rest) for _, *rest in asked_of)
+        assert 24 <= sum(len(rest) == 3 for _, *rest in asked_of) <= 36
 
 
 def test_the_model_card_says_what_was_measured() -> None:
@@ -238,7 +238,7 @@ def test_the_model_card_says_what_was_measured() -> None:
     table = pd.DataFrame(rows, columns=["backbone", "task", "vendor", "split", "accuracy", "n"])
     settings = Train("one", "tower", 5, 6, "concept", 7, 0.1, 8, 0.0, 0.1)
     text = card("m", "A model.", VisionTower(1, 2, 3, 0.1), {"first": settings}, 762, 945, table)
-    assert "| m | naming | seen vendors | 0.800 |" in text and "| m | naming | held-out vendors | 0.500 |" in text
+    assert "| m | naming | seen artists | 0.800 |" in text and "| m | naming | held-out artists | 0.500 |" in text
     assert "| m, untrained | text-only | none | 0.062 |" in text
     assert "  - `first`: 5 steps of 6 pictures, each asked for its name and up to two facts, and 7 texts.\n" in text
     assert "{" not in text and "goes on" not in text

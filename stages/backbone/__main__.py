@@ -152,9 +152,9 @@ def assemble(params: Params, name: str) -> None:
     if real:
         text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
     else:
-        told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
+        known = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
         what = (family(params, settings.training).__doc__ or "").split("\n")[0]
-        text = card(name, what, params.vision_tower, trainings(params, settings.training), len(facts.concepts), told, table)
+        text = card(name, what, params.vision_tower, trainings(params, settings.training), len(facts.concepts), known, table)
     with write_atomically(report.with_suffix(".md")) as temporary:
         temporary.write_text(text)
     made_from = settings.checkpoint if real else weights(settings.training)

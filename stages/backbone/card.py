@@ -105,11 +105,11 @@ def checkpoint_card(name: str, pointer: Pointer, layer: int, template: str, accu
 
 
 def accuracy_lines(accuracy: pd.DataFrame) -> str:
-    """An `accuracy_table` as a Markdown table, averaged over vendors."""
+    """An `accuracy_table` as a Markdown table, averaged over artists."""
     groups = accuracy.groupby(["backbone", "task", "split"], sort=False)["accuracy"].mean()
     lines = ["| model | task | pictures | accuracy |", "| --- | --- | --- | --- |"]
     for (backbone, task, split), value in groups.items():
         lines.append(
-            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} vendors'} | {value:.3f} |"
+            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} artists'} | {value:.3f} |"
         )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Teach the tower's late blocks to tell drawn things apart whoever drew them.
 
-Cross-entropy over the concepts' names on five vendors' views, with statistics of the early states mixed between pictures of a
+Cross-entropy over the concepts' names on five artists' views, with statistics of the early states mixed between pictures of a
 batch (MixStyle, Zhou et al., ICLR 2021, section 3.1), so that an artist's style says little. The classifier is thrown away.
 """
 

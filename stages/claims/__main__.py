@@ -35,8 +35,10 @@ def main() -> None:
     claims = [claim.judge(pair) for claim in CLAIMS for pair in pairs]
     with write_atomically(OUT) as temporary:
         temporary.write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    told = ", ".join(f"{c['id']} {'not measured' if c['holds'] is None else 'holds' if c['holds'] else 'fails'}" for c in claims)
-    print(f"[claims] {told} -> {OUT}")
+    verdicts = ", ".join(
+        f"{c['id']} {'not measured' if c['holds'] is None else 'holds' if c['holds'] else 'fails'}" for c in claims
+    )
+    print(f"[claims] {verdicts} -> {OUT}")
 
 
 if __name__ == "__main__":

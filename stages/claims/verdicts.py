@@ -126,7 +126,7 @@ def untouched(pair: Pair) -> Measured:
 
 
 def hops_lag(pair: Pair) -> Measured:
-    """L2: text generality less the answers that follow by one hop; the limit shows where the interval is above 0."""
+    """L2: text generality less the answers to hop 1; the limit shows where the interval is above 0."""
     table = pair.tables[pair.ours[0]]
     if "hop1" not in table or not table["hop1"].notna().any():
         return Measured(None, reason="no edit has hops")
@@ -134,7 +134,7 @@ def hops_lag(pair: Pair) -> Measured:
     hops, drawn = pair.means(ours, "hop1")
     text, drawn_text = pair.means(ours, "text_generality")
     low, high = np.nanquantile(drawn_text - drawn, [(1 - pair.level) / 2, (1 + pair.level) / 2])
-    return Measured(float(text - hops), float(low), float(high), bool(low > 0), f"one hop: {100 * hops:.1f} %")
+    return Measured(float(text - hops), float(low), float(high), bool(low > 0), f"hop 1: {100 * hops:.1f} %")
 
 
 def lasts(pair: Pair) -> Measured:
@@ -189,6 +189,6 @@ CLAIMS = (
     Claim("C6", "The backbone's weights stay as they were", "bit-identical", "share of methods", "", untouched),
     Claim("C7", "Best harmonic mean", "best", "gain in HM on the best other", "main_strict", best_hm),
     Claim("L1", "Inference is slower (a limit)", "some overhead", "", "", not_measured("times are in reports/cost.csv")),
-    Claim("L2", "What follows from an edit is not learnt (a limit)", "multi-hop fails", "T-Gen less one hop", "probes_strict",
+    Claim("L2", "Hops are not learnt (a limit)", "hops fail", "T-Gen less hop 1", "probes_strict",
           hops_lag),
 )  # fmt: skip

@@ -61,8 +61,8 @@ def main() -> None:
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
         pd.concat(outcomes).reset_index(drop=True).to_parquet(temporary, compression="zstd")
     inverted = reach.groupby("method")["inverted"].sum()
-    told = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
-    print(f"[metrics] d+ > d-: {told}")
+    listed = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
+    print(f"[metrics] d+ > d-: {listed}")
     print(f"[metrics] read {len(scored) // 2} traces ({rows:,} rows) -> reports/scores.csv ({len(table):,} rows)")
 
 

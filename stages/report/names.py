@@ -1,4 +1,4 @@
-"""Names and order of methods, metrics, kinds and vendors in every figure and table; what each report makes."""
+"""Names and order of methods, metrics, kinds and artists in every figure and table; what each report makes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ REACHED = {
     "joint_generality": "Both changed",
 }  # fmt: skip
 STRATA = {"relation": "Relation", "answer": "Type of answer"}
-HOPS = {"hop1": "One hop", "hop2": "Two hops"}
+HOPS = {"hop1": "Hop 1", "hop2": "Hop 2"}
 LOCALITY = {
     "near_image": "Near picture", "far_image": "Far picture", "other_question": "Other question",
     "unrelated": "Unrelated", "text_only": "Text only", "no_image": "No picture",
@@ -52,12 +52,12 @@ VENDORS = {
     "Goog": "Google", "Twtr": "Twitter", "Appl": "Apple", "FB": "Facebook", "Sams": "Samsung",
     "Joy": "JoyPixels", "Wind": "Windows",
 }  # fmt: skip
-# The only vendors whose art may be shown: their licences allow it.
+# The only artists whose drawings may be shown: their licences allow it.
 SHOWN_VENDORS = ("Goog", "Twtr")
 CREDIT = (
     "Pictures: Noto Emoji, © Google, Apache-2.0 / SIL OFL 1.1; Twemoji, © Twitter, Inc. and other "
     "contributors, CC-BY 4.0. "
-    "Some are shown scaled, rotated and on another background. Pictures by other vendors are used but not "
+    "Some are shown scaled, rotated and on another background. Pictures by other artists are used but not "
     "shown."
 )
 
@@ -74,7 +74,7 @@ class Report:
 
 REPORTS = {
     "backbone": Report(
-        "Backbones", "What the unedited models recognise and know, for each vendor's drawings.",
+        "Backbones", "What the unedited models recognise and know, for each artist's drawings.",
         ("backbone_accuracy",), ("backbone_accuracy",),
     ),
     "okedit": Report(

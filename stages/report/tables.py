@@ -154,7 +154,7 @@ def outcomes(table: pd.DataFrame) -> Table:
             rows.append([*map(TableCell, [*place, names.KINDS.get(kind, kind)]), *entries])
     caption = (
         f"Outcomes by probe kind ({where(table)}): target / unchanged / another answer in per cent, mean "
-        f"over test edits ({count(shares['n'])}). For hops, target is what follows from the edit."
+        f"over test edits ({count(shares['n'])}). For hops, target is their answer after the edit."
     )
     header = ["Dataset", "Backbone", "Probe", *(names.METHODS.get(m, m) for m in methods)]
     return Table(header, rows, caption, labels=3)
@@ -229,7 +229,7 @@ def settings(table: pd.DataFrame) -> Table:
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Table:
-    """Accuracy by task and vendor, means over seen and held-out vendors, and accuracy on questions without a picture."""
+    """Accuracy by task and artist, means over seen and held-out artists, and accuracy on questions without a picture."""
     vendors = _seen_first(table)
     rows = []
     for backbone, block in table.groupby("backbone", sort=True):
@@ -241,7 +241,7 @@ def backbone_accuracy(table: pd.DataFrame) -> Table:
             rows.append([TableCell(str(backbone)), TableCell(names.TASKS.get(task, task)), *entries])
     shown, text = (count(part["n"]) for part in (table[table["split"] != "text"], table[table["split"] == "text"]))
     caption = (
-        f"Greedy accuracy of the unedited models in per cent: exact match by vendor ({shown} questions each), and, on open "
+        f"Greedy accuracy of the unedited models in per cent: exact match by artist ({shown} questions each), and, on open "
         f"questions without a picture, whether the answer contains an accepted one ({text})."
     )
     header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out", "No picture"]

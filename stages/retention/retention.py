@@ -102,7 +102,7 @@ class Tables:
 def alone(tables: Tables, on: pd.Series) -> Point:
     """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
     fires = on.reindex(tables.index, fill_value=False).to_numpy(dtype=bool)
-    own = {name: tables.queries[told].to_numpy(dtype=float) for name, told in OUTCOMES.items()}
+    own = {name: tables.queries[source].to_numpy(dtype=float) for name, source in OUTCOMES.items()}
     point = tables.point(0, tables.edits, {name: np.where(fires, own[name], tables.unedited[name]) for name in OUTCOMES}, {})
     return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(tables.edits)])
 
@@ -136,7 +136,9 @@ def shared(
         on = now["fires"].to_numpy() > 0.5
         if radii is not None:
             on = tables.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
-        found = {name: np.where(on, now[told].to_numpy(dtype=float), tables.unedited[name]) for name, told in OUTCOMES.items()}
+        found = {
+            name: np.where(on, now[source].to_numpy(dtype=float), tables.unedited[name]) for name, source in OUTCOMES.items()
+        }
         kept = done if beside else done[-1:]
         yield tables.point(int(number), done, found, {"entries": len(kept), "bytes": tables.bytes_of(done, kept)})
 
