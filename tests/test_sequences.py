@@ -283,8 +283,8 @@ def test_retention_by_hand() -> None:
 
 def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
     tables = hand_made()
-    played = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
-    tables = replace(tables, rollout=played)
+    rolled_out = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
+    tables = replace(tables, rollout=rolled_out)
     (everywhere,) = retention.shared(tables, [[0, 1]], None, "")
     assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()
     (within,) = retention.shared(tables, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys

@@ -71,7 +71,7 @@ def main() -> None:
     whole = pd.concat([sequences(params, *place) for place in tqdm(places, desc="sequences")])
     columns = [*AXES, "order", "made", "protocol", "metric", "value", "n"]
     write_csv(OUT, whole[columns].replace({"value": {np.nan: None}}))
-    print(f"[sequence] {whole[AXES].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")
+    print(f"[retention] {whole[AXES].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")
 
 
 if __name__ == "__main__":
