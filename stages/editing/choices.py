@@ -15,7 +15,7 @@ from stages.okedit.schema import of_split
 from stages.params import write_atomically
 
 TABLE = Path("reports/tuning.csv")
-CELL = ("dataset", "backbone", "method")
+AXES = ("dataset", "backbone", "method")
 Line = Mapping[str, str]
 
 
@@ -41,7 +41,7 @@ def known(plan: Plan, path: Path = TABLE) -> tuple[Mapping[str, Any] | None, str
 
 def cell_of(line: Line) -> tuple[str, ...]:
     """The dataset, backbone and method of a line."""
-    return tuple(line[name] for name in CELL)
+    return tuple(line[name] for name in AXES)
 
 
 def read(path: Path = TABLE) -> list[Line]:

@@ -22,7 +22,7 @@ from stages.okedit.schema import of_split
 from stages.scoring import routing, scores
 
 PROBES = 2  # of each kind, that a setting is judged on
-COLUMNS = [*choices.CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_from", "code"]
+COLUMNS = [*choices.AXES, "setting", *scores.HM_PARTS, "hm", "edits", "chosen", "made_from", "code"]
 
 
 def chosen(cell: Cell, records: Records, path: Path = TABLE) -> tuple[Mapping[str, Any], list[Line]]:
@@ -52,10 +52,11 @@ def tried(cell: Cell, records: Records) -> pd.DataFrame:
     for hyper in cell.grid:
         trace = pd.DataFrame(asked.trace(hyper, dev, cell.seeds[:1], records))
         table = scores.per_edit(routing.route(trace, routing.routed_on(trace, judged)), "strict")
-        found.append({"setting": label(hyper)} | scores.balance(table))
-    at = dict(zip(choices.CELL, (cell.dataset, cell.backbone_name, cell.method.name), strict=True))
+        found.append({"setting": label(hyper)} | scores.hm_and_parts(table))
+    at = dict(zip(choices.AXES, (cell.dataset, cell.backbone_name, cell.method.name), strict=True))
     table = pd.DataFrame(found).assign(**at, edits=len(dev), made_from=choices.made_from(cell), code=cell.code)
-    best = table.assign(mean=table[list(scores.BALANCE)].mean(axis=1)).sort_values(["hm", "mean"], kind="stable", ascending=False)
+    ranked = table.assign(mean=table[list(scores.HM_PARTS)].mean(axis=1))
+    best = ranked.sort_values(["hm", "mean"], kind="stable", ascending=False)
     return table.assign(chosen=table.index == best.index[0])[COLUMNS]
 
 
