@@ -249,7 +249,7 @@ def test_a_replay_by_hand() -> None:
     """On a line: edits at 0, 2 (same target, inside the first) and 10 (another); queries at .5 and 9."""
     places, edits = np.array([0.0, 2, 10, 0.5, 9]), np.array([0.0, 2, 10])
     told = [
-        (made, [entry.radius for entry in state.book.entries], state.answering(range(5)).tolist(), state.taken_in, state.shrunk)
+        (made, list(state.reach.radii), state.answering().tolist(), state.taken_in, state.shrunk)
         for made, state in replay([0, 1, 2], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [1, 2, 3])
     ]
     assert told == [
@@ -258,10 +258,10 @@ def test_a_replay_by_hand() -> None:
         (3, [4, 9], [1, 1, 2, 1, 2], 1, 0),
     ]
     ((_, state),) = replay([0, 2, 1], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [3])
-    assert state.answers == [1, 2] and state.answering(range(5)).tolist() == [1, 1, 2, 1, 2]  # the later entry stays
+    assert state.answers == [1, 2] and state.answering().tolist() == [1, 1, 2, 1, 2]  # the later entry stays
     near = np.abs(places[:, None] - np.array([0.0, 2, 10]))
     ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2])
-    assert [entry.radius for entry in state.book.entries] == [1, 1] and state.shrunk == 2
+    assert state.reach.radii == [1, 1] and state.shrunk == 2
 
 
 def hand_made() -> retention.Tables:

@@ -17,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stages.backbone.vlm import Backbone, Prompts, mean_over
+from stages.editing.conflicts import UNEDITED, Reach
 from stages.editing.edits import Edit
 from stages.editing.transform import pack, unpack
 from stages.params import UserError, write_atomically
-
-UNEDITED = -1
 
 
 @dataclass(frozen=True)
@@ -79,39 +78,31 @@ class Codebook:
         """
         if self.faithful_code:
             return len(self.entries) - 1 if self.entries else UNEDITED
-        index = int(self.route(key[None])[0])
-        return index if index != UNEDITED and self.entries[index].target == target else UNEDITED
+        return self._reach().continues(self._apart(key), target)
 
     def add(self, entry: Entry) -> int:
-        """Put an edit in and return its index (design §2, Sequence).
-
-        Where an entry already gives the same answer at the new key, that entry takes over the new transformation and widens until
-        it covers what the new one would have covered. Otherwise the edit gets an entry of its own. Entries with other targets and
-        the new one shrink to half the distance between their keys wherever one of them covered the other's key.
+        """Put an edit in and return its index: radii become what `Reach` says, and an entry that takes the edit in takes over its
+        transformation.
         """
         if self.faithful_code:
             kept = [replace(old, edit=entry.edit, radius=entry.radius) for old in self.entries]
             self.entries = [*kept, entry]
             return len(kept)
-        index = self.continues(entry.key, entry.target)
-        if index == UNEDITED:
+        reach = self._reach()
+        index = reach.add(self._apart(entry.key), entry.radius, entry.target)
+        if index == len(self.entries):
             self.entries.append(entry)
-            index = len(self.entries) - 1
-        else:
-            old = self.entries[index]
-            apart = float(self.distances(entry.key[None])[0, index])
-            self.entries[index] = replace(old, edit=entry.edit, radius=max(old.radius, apart + entry.radius))
-        self._resolve_conflicts(index)
+        self.entries[index] = replace(self.entries[index], edit=entry.edit)
+        reach.resolve(index, self._apart(self.entries[index].key))
+        self.entries = [replace(old, radius=radius) for old, radius in zip(self.entries, reach.radii, strict=True)]
         return index
 
-    def _resolve_conflicts(self, index: int) -> None:
-        """Shrink the entry and those with other targets until none covers another's key."""
-        new = self.entries[index]
-        for other, apart in enumerate(self.distances(new.key[None])[0].tolist()):
-            old = self.entries[other]
-            if old.target != new.target and apart <= max(old.radius, self.entries[index].radius):
-                for i in (other, index):
-                    self.entries[i] = replace(self.entries[i], radius=min(self.entries[i].radius, apart / 2))
+    def _reach(self) -> Reach:
+        return Reach([entry.radius for entry in self.entries], [entry.target for entry in self.entries])
+
+    def _apart(self, key: torch.Tensor) -> list[float]:
+        """Distance of a key [D] to every other."""
+        return self.distances(key[None])[0].tolist() if self.entries else []
 
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, prompt: torch.Tensor, chosen: torch.Tensor) -> Iterator[None]:

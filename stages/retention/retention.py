@@ -48,12 +48,12 @@ class Tables:
         rows = rows.assign(_later=~((rows["kind"] == "edit") & place.notna()), _place=place)
         return rows.sort_values(["_later", "_place", *QUERY], kind="stable", ignore_index=True)
 
-    @property
+    @cached_property
     def numbers(self) -> dict[str, int]:
         """The place of each edit."""
         return {edit: i for i, edit in enumerate(self.edits)}
 
-    @property
+    @cached_property
     def index(self) -> pd.MultiIndex:
         return pd.MultiIndex.from_frame(self.queries[QUERY])
 
@@ -64,10 +64,18 @@ class Tables:
         first = self.trace.drop_duplicates("edit_id").set_index("edit_id")
         return int(first.loc[list(answering), "bytes"].sum() + first.loc[list(made), "key_bytes"].sum())
 
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """The query and the edit of each row of the interference, -1 where it is none of these."""
+        query = self.index.get_indexer(pd.MultiIndex.from_frame(self.interference[QUERY]))
+        return query, self.interference["entry"].map(self.numbers).fillna(-1).to_numpy(dtype=int)
+
     def matrix(self, column: str) -> np.ndarray:
         """[queries, edits]: a column of the interference."""
-        wide = self.interference.pivot(index=QUERY, columns="entry", values=column)
-        return wide.reindex(self.index)[list(self.edits)].to_numpy(dtype=float, copy=True)
+        (query, edit), found = self.places, np.full((len(self.queries), len(self.edits)), np.nan)
+        known = (query >= 0) & (edit >= 0)
+        found[query[known], edit[known]] = self.interference[column].to_numpy(dtype=float)[known]
+        return found
 
     @cached_property
     def unedited(self) -> dict[str, np.ndarray]:
@@ -115,10 +123,10 @@ def codebook(
     epsilon, rows = [radii[edit] for edit in tables.edits], np.arange(len(tables.queries))
     for number, order in enumerate(orders):
         for made, state in replay(order, table, epsilon, targets, points):
-            answers = state.answering(rows)
+            answers = state.answering()
             found = {name: np.where(answers < 0, tables.unedited[name], tables.edited[name][rows, answers]) for name in OUTCOMES}
             kept = [tables.edits[i] for i in state.answers]
-            counts = {"entries": len(state.book.entries), "taken_in": state.taken_in, "shrunk": state.shrunk}
+            counts = {"entries": len(state.keys), "taken_in": state.taken_in, "shrunk": state.shrunk}
             counts["bytes"] = tables.bytes_of(kept, kept)
             yield tables.point(number, [tables.edits[i] for i in order[:made]], found, counts)
 
@@ -130,12 +138,13 @@ def shared(
     or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All edits are
     kept where they stand `beside` each other, else what the last one left.
     """
+    table = None if radii is None else tables.matrix(column)
     for (number, made), rows in tables.rollout.groupby(["order", "made"]):
         done = [tables.edits[i] for i in orders[number][:made]]
         now = rows.set_index(QUERY).reindex(tables.index)
         on = now["fires"].to_numpy() > 0.5
-        if radii is not None:
-            on = tables.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
+        if table is not None:
+            on = table[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
         found = {
             name: np.where(on, now[source].to_numpy(dtype=float), tables.unedited[name]) for name, source in OUTCOMES.items()
         }
