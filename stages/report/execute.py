@@ -12,7 +12,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from stages.params import UserError, write_atomically
-from stages.report import html, names
+from stages.report import engine, html, names
 
 # Bytes of figures depend on neither date nor hash order; the debugger's warning would only be noise.
 ENVIRONMENT = {
@@ -71,8 +71,8 @@ def _execute(notebook: Path, parameters: dict[str, Any], root: Path) -> nbformat
     os.environ.update(ENVIRONMENT)  # the kernel inherits it
     try:
         return papermill.execute_notebook(
-            notebook.resolve(), None, parameters, kernel_name="python3", cwd=root, record_timing=False,
-            progress_bar={"desc": f"[report] {notebook.stem}"}, extra_arguments=["--log-level=CRITICAL"],
+            notebook.resolve(), None, parameters, engine_name=engine.NAME, kernel_name="python3", cwd=root, record_timing=False,
+            progress_bar={"desc": f"[report] {notebook.stem}"},
         )  # fmt: skip
     except PapermillExecutionError as error:
         cells = nbformat.read(notebook, as_version=4).cells
