@@ -97,7 +97,7 @@ def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, pr
 def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:
     here = made(name, backbone, examples, states, tmp_path / "here")
     place(backbone.model, "cuda")
-    backbone._shown.clear()
+    backbone._features.clear()
     states = run_trunk(backbone, ROW, probes)
     again = [Example(e.row, e.probes, partial(run_trunk, backbone, e.row)) for e in examples]
     there = made(name, backbone, again, states, tmp_path / "there")

@@ -28,7 +28,7 @@ from stages.okedit.schema import read_sequence
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.sequences import cache
 from stages.sequences.interference import each
-from stages.sequences.probes import HELD_OUT, Asked, queries_of
+from stages.sequences.probes import HELD_OUT, ProbeSet, queries_of
 from stages.sequences.rollout import orders, points, rollout
 from stages.settings import Sequence as Settings
 
@@ -94,12 +94,12 @@ def chain(cell: Cell, hyper: Mapping[str, Any], settings: Settings, seed: int, g
     """The tables of one cell, made."""
     code = "".join(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
     with cell.records("chain-", hyper, cell.method.key.span, settings.at, settings.orders, settings.probes, code) as records:
-        asked = [Asked.of(cell, row) for row in cell.rows]
-        made, left = [one.row for one in asked if not one.held_out], pd.DataFrame()
+        probes = [ProbeSet.of(cell, row) for row in cell.rows]
+        made, left = [one.row for one in probes if not one.held_out], pd.DataFrame()
         drawn = orders(range(len(made)), settings.orders, seed)
-        trace, interference = each(cell, hyper, made, asked, drawn, points(settings, len(made)), records)
+        trace, interference = each(cell, hyper, made, probes, drawn, points(settings, len(made)), records)
         if goes_on:
-            left = rollout(cell, hyper, made[: settings.shared], asked, settings, seed, records)
+            left = rollout(cell, hyper, made[: settings.shared], probes, settings, seed, records)
     return {"trace": trace, "interference": interference, "rollout": left}
 
 
