@@ -38,8 +38,8 @@ from stages.settings import (
     Metrics,
     Radius,
     Sequence,
-    Sight,
     Train,
+    VisionTower,
 )
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Params:
     key: Key
     radius: Radius
     metrics: Metrics
-    sight: Sight
+    vision_tower: VisionTower
     training: Mapping[str, Train]
     accuracy: Accuracy
     backbones: Mapping[str, Backbone]
@@ -125,9 +125,9 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
 
     def train(at: str, value: Any, name: str) -> Train:
         trained[name] = one = read_section(Train, at, value, stages)
-        before = one_of(TOWER, *list(trained)[:-1])(f"{at}.after", one.after, stages)
+        before = one_of(TOWER, *list(trained)[:-1])(f"{at}.init_from", one.init_from, stages)
         if before != TOWER and one.lora_rank != (rank := trained[before].lora_rank):
-            raise refuse(f"{at}.lora_rank", one.lora_rank, f"{rank}, that of {before}, after which it comes")
+            raise refuse(f"{at}.lora_rank", one.lora_rank, f"{rank}, that of {before}, which it starts from")
         return one
 
     def seed(at: str, value: Any, name: str = "") -> int:
@@ -156,7 +156,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         key=key,
         radius=radius,
         metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
-        sight=read_section(Sight, "sight", raw["sight"], stages),
+        vision_tower=read_section(VisionTower, "vision_tower", raw["vision_tower"], stages),
         training=training,
         accuracy=read_section(Accuracy, "accuracy", raw["accuracy"], stages),
         backbones=backbones,

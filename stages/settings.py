@@ -72,7 +72,7 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Sight:
+class VisionTower:
     """The one tuning of the vision tower that the embedded backbones share (§5)."""
 
     views: int = entry(count(1))
@@ -81,7 +81,7 @@ class Sight:
     lr: float = entry(number(above=0))
 
 
-DRAWN = ("concept", "fact")
+SAMPLINGS = ("concept", "fact")
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Train:
     """One training of a connector and a low-rank adapter (§5)."""
 
     family: str = entry(module_of("backbone/families"))
-    after: str = entry(text)  # tower, or a training before this one
+    init_from: str = entry(text)  # tower, or a training before this one
     steps: int = entry(count(1))
     batch: int = entry(count(1))
-    drawn: str = entry(one_of(*DRAWN))
+    sampling: str = entry(one_of(*SAMPLINGS))
     texts: int = entry(count(0))
     lr: float = entry(number(above=0))
     lora_rank: int = entry(count(1))

@@ -152,8 +152,8 @@ class Endpoint:
                 if endpoint.replies:
                     endpoint.replies.pop(0)(self)
                 else:
-                    said = endpoint.says(body["messages"][0]["content"])
-                    send(self, json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}))
+                    answer = endpoint.says(body["messages"][0]["content"])
+                    send(self, json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}))
 
             def log_message(self, *_: object) -> None:
                 """Tests print nothing."""

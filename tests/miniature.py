@@ -108,8 +108,8 @@ def ablations() -> dict[str, list[dict]]:
             *grid(**head, strategy=["constant"], epsilon=[10.0, 2.0], **where | {"alpha": [np.nan]}, **tail),
             *grid(**head, strategy=["balanced", "positive"], epsilon=[np.nan], **where, **tail),
         ],
-        "anchors": grid(**head, negative=list(names.NEGATIVES), **where, **tail),
-        "numbers": grid(**head, samples=list(names.NUMBERS), **where, **tail),
+        "negative_samples": grid(**head, negative=list(names.NEGATIVES), **where, **tail),
+        "sample_counts": grid(**head, samples=list(names.SAMPLE_COUNTS), **where, **tail),
         "spans": grid(**head, **where | {"span": list(names.SPANS)}, **tail),
         "routers": grid(method=METHODS[1:], router=list(names.ROUTERS), split=["dev", "test"], **tail),
         "roc": [row | {"auc": 0.75} for row in roc],
@@ -168,11 +168,11 @@ def build(root: Path) -> None:
         for probe, kind in enumerate(KINDS)
     ]
     write(root / "data/metrics/outcomes.parquet", outcomes)
-    anchors = [("positive", 0.5), ("positive", 3.0), ("black", 1.0), ("nearest", 0.25)]
+    samples = [("positive", 0.5), ("positive", 3.0), ("black", 1.0), ("nearest", 0.25)]
     trace = [
         {"seed": 0, "edit_id": e["edit_id"], "split": e["split"], "kind": f"sample_{k}", "question": "b?", "euclidean_prompt": d}
         for e in edits
-        for k, d in anchors
+        for k, d in samples
     ]
     write(root / "data/traces/okedit-llava-smollm2-balancedit.parquet", trace)
     write(root / "reports/radii.csv", [radius_row(m, e) for m in ("grace", "balancedit") for e in edits])
@@ -220,9 +220,9 @@ def build(root: Path) -> None:
 
 def costs_of(method: str) -> list[dict]:
     """A cost of every kind, the routed ones for two sizes of codebook."""
-    said = {"method": method, "value": 1234.5, "low": 1000.0, "high": 2000.0, "n": 5}
-    found = [said | {"cost": cost, "entries": np.nan} for cost in costs.SPENT]
-    return found + [said | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
+    row = {"method": method, "value": 1234.5, "low": 1000.0, "high": 2000.0, "n": 5}
+    found = [row | {"cost": cost, "entries": np.nan} for cost in costs.SPENT]
+    return found + [row | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
 
 
 CLAIMED = [

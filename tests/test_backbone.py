@@ -106,10 +106,10 @@ def test_greedy_agrees_with_generate(backbone: Backbone, pictures: dict) -> None
         shown = IMAGE_TOKEN * (4 if query.image_id else 0)
         ids = backbone.tokenizer(TEMPLATE.format(image=shown, question=query.question), return_tensors="pt").input_ids
         shown = {"pixel_values": pictures[query.image_id]} if query.image_id else {}
-        told = backbone.model.generate(
+        generated = backbone.model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, **shown
         )
-        assert answer == told[0, ids.shape[1] :].tolist()
+        assert answer == generated[0, ids.shape[1] :].tolist()
 
 
 def test_a_layer_that_does_not_exist_is_named(tokenizer, backbone: Backbone) -> None:
@@ -138,8 +138,8 @@ def test_packed_branches_do_not_see_each_other(backbone: Backbone, tokenizer) ->
         with torch.no_grad():
             out = backbone.decoder(inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)
         hidden.append(out.last_hidden_state[batch.labels != -100])
-        told = batch.labels[batch.labels != -100]
-        assert tokenizer.decode(told, skip_special_tokens=True) in ("dogfarm", "dog", "farm")
+        answer_ids = batch.labels[batch.labels != -100]
+        assert tokenizer.decode(answer_ids, skip_special_tokens=True) in ("dogfarm", "dog", "farm")
     torch.testing.assert_close(hidden[0], torch.cat(hidden[1:]), atol=1e-5, rtol=1e-5)
 
 

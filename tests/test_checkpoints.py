@@ -54,8 +54,8 @@ def refused(tmp_path: Path, checkpoint: Path | str, **entry: object) -> str:
 def test_a_pointer_copies_nothing_and_says_how_to_load(saved: Path, tmp_path: Path) -> None:
     checkpoints.point(settings(saved, dtype="bfloat16", template="{image}Q: {question} A:"), tmp_path / "real")
     assert [path.name for path in (tmp_path / "real").iterdir()] == ["checkpoint.json"]
-    told = json.loads((tmp_path / "real/checkpoint.json").read_text())
-    assert told["checkpoint"] == str(saved) and told["revision"] is None and told["dtype"] == "bfloat16"
+    pointer = json.loads((tmp_path / "real/checkpoint.json").read_text())
+    assert pointer["checkpoint"] == str(saved) and pointer["revision"] is None and pointer["dtype"] == "bfloat16"
     backbone = Backbone.open(tmp_path / "real", None)
     assert backbone.layer == 3 and backbone.edited is backbone.decoder.layers[3].mlp.up_proj  # the last of four
     assert backbone.adapter.template == "{image}Q: {question} A:"
@@ -154,7 +154,7 @@ def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch:
     table = pd.read_csv(tmp_path / "reports/backbones/real.csv")
     assert (tmp_path / "data/backbones/real/checkpoint.json").exists()
     card = (tmp_path / "reports/backbones/real.md").read_text()
-    assert str(saved) in card and "decoder layer 3" in card and "| real | naming | seen vendors |" in card
+    assert str(saved) in card and "decoder layer 3" in card and "| real | naming | seen artists |" in card
     assert set(table["task"]) == {"naming", "facts", "text_only"} and len(table) == 15
     assert table["accuracy"].between(0, 1).all() and (table["n"] == 2).all()
 
@@ -288,9 +288,9 @@ def test_minigpt4_is_its_pieces(pieces: Path, tmp_path: Path, monkeypatch: pytes
     prompts = backbone.prompts([Query("Who is it?", "noise"), Query("Who is it?", None)])
     torch.testing.assert_close(prompts.embeds[0][prompts.spans["image"][0]], by_hand, atol=1e-5, rtol=1e-5)
     ids = backbone.tokenizer("<s>###Human: Who is it? ###Assistant: ", add_special_tokens=False).input_ids
-    told = torch.load(pieces / "vicuna/pytorch_model.bin", weights_only=True)
+    tensors = torch.load(pieces / "vicuna/pytorch_model.bin", weights_only=True)
     vicuna = hf.LlamaForCausalLM(hf.LlamaConfig.from_pretrained(pieces / "vicuna"))
-    vicuna.load_state_dict({name: tensor for name, tensor in told.items() if "inv_freq" not in name})
+    vicuna.load_state_dict({name: tensor for name, tensor in tensors.items() if "inv_freq" not in name})
     with torch.no_grad():
         expected = vicuna(torch.tensor([ids])).logits[0, -1]
     torch.testing.assert_close(backbone.head(backbone.prefill(prompts).final)[1], expected, atol=1e-5, rtol=1e-5)
@@ -316,11 +316,11 @@ def test_minigpt4_names_what_does_not_fit(pieces: Path, tmp_path: Path) -> None:
     assert "is no file of weights" in said_of({"model": good, "code": Path("x")})
     assert "holds no config.json" in said_of(blip2=tmp_path)
     vicuna = Path(shutil.copytree(pieces / "vicuna", tmp_path / "vicuna"))
-    told = torch.load(vicuna / "pytorch_model.bin", weights_only=True)
-    lost = told.pop("model.norm.weight")
-    torch.save(told, vicuna / "pytorch_model.bin")
+    tensors = torch.load(vicuna / "pytorch_model.bin", weights_only=True)
+    lost = tensors.pop("model.norm.weight")
+    torch.save(tensors, vicuna / "pytorch_model.bin")
     assert "language_model.model.norm.weight is missing" in said_of(vicuna=vicuna)
-    torch.save(told | {"model.norm.weight": lost, "model.more": lost}, vicuna / "pytorch_model.bin")
+    torch.save(tensors | {"model.norm.weight": lost, "model.more": lost}, vicuna / "pytorch_model.bin")
     assert "language_model.model.more is unexpected" in said_of(vicuna=vicuna)
 
 

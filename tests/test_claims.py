@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.claims.__main__ import open_cells
-from stages.claims.verdicts import CLAIMS, Cell, hops_lag
+from stages.claims.__main__ import open_pairs
+from stages.claims.verdicts import CLAIMS, Pair, hops_lag
 from stages.params import load
 from stages.scoring import scores
 
@@ -38,8 +38,8 @@ def outcomes(world: dict = WORLD, **more) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**more)
 
 
-def cell(found: pd.DataFrame, baselines=("ft", "grace")) -> Cell:
-    return Cell("okedit", "tiny", found, ["balancedit"], baselines, scores.resample(4, 100, 0), 0.95, sequences())
+def pair(found: pd.DataFrame, baselines=("ft", "grace")) -> Pair:
+    return Pair("okedit", "tiny", found, ["balancedit"], baselines, scores.resample(4, 100, 0), 0.95, sequences())
 
 
 def sequences(*after: float, alone: float = 0.75) -> pd.DataFrame:
@@ -51,12 +51,12 @@ def sequences(*after: float, alone: float = 0.75) -> pd.DataFrame:
     return pd.DataFrame([at | row for row in rows])
 
 
-def judged(found: Cell) -> dict[str, dict]:
+def judged(found: Pair) -> dict[str, dict]:
     return {claim.id: claim.judge(found) for claim in CLAIMS}
 
 
 def test_claims_by_hand() -> None:
-    found = judged(cell(outcomes()))
+    found = judged(pair(outcomes()))
     assert (found["C1"]["measured"], found["C1"]["holds"]) == (1, True)
     assert (found["C2"]["measured"], found["C2"]["holds"]) == (3, True)
     assert (found["C3"]["measured"], found["C3"]["holds"]) == (-0.25, False) and "grace" in found["C3"]["reason"]
@@ -76,16 +76,16 @@ def test_a_verdict_that_the_interval_leaves_open_says_so() -> None:
     found = outcomes(WORLD | {"ft": WORLD["balancedit"]})
     best = (found["method"] + found["edit_id"]).isin(["balancedite0", "fte1"])
     found[["target", "same"]] = found[["target", "same"]].to_numpy() | best.to_numpy()[:, None]
-    doubtful = judged(cell(found, ["ft"]))["C7"]
+    doubtful = judged(pair(found, ["ft"]))["C7"]
     assert doubtful["low"] < 0 < doubtful["high"] and "open" in doubtful["reason"]
-    assert "open" not in judged(cell(outcomes(WORLD | {"ft": (1, 1, 1, 0.25, 0)}), ["ft"]))["C7"]["reason"]
+    assert "open" not in judged(pair(outcomes(WORLD | {"ft": (1, 1, 1, 0.25, 0)}), ["ft"]))["C7"]["reason"]
 
 
 def test_claims_that_fail() -> None:
     world = WORLD | {"balancedit": (0.75, 0.25, 0.75, 1, 0.25), "ft": (1, 1, 1, 0.75, 0)}
     found = outcomes(world)
     found.loc[found["method"] == "balancedit", ["fitted", "weights"]] = [True, "bb"]
-    verdicts = {name: c["holds"] for name, c in judged(cell(found)).items()}
+    verdicts = {name: c["holds"] for name, c in judged(pair(found)).items()}
     assert verdicts == {
         "C1": False, "C2": False, "C3": False, "C4": None, "C5": False, "C6": False, "C7": False, "L1": None, "L2": False,
     }  # fmt: skip
@@ -93,36 +93,36 @@ def test_claims_that_fail() -> None:
 
 def test_a_claim_without_its_methods_has_no_verdict() -> None:
     alone = outcomes({"balancedit": WORLD["balancedit"]})
-    found = judged(cell(alone, baselines=()))
+    found = judged(pair(alone, baselines=()))
     assert [name for name, c in found.items() if c["holds"] is not None] == ["C1", "C5", "L2"]
     assert all(c["reason"] for c in found.values() if c["holds"] is None)
-    nobody = judged(replace(cell(outcomes()), ours=[]))
+    nobody = judged(replace(pair(outcomes()), ours=[]))
     assert {c["holds"] for c in nobody.values()} == {None}
 
 
 def test_nothing_is_divided_by_zero() -> None:
-    found = judged(cell(outcomes(WORLD | {"grace": (1, 0, 0.5, 1, 0)})))["C2"]
+    found = judged(pair(outcomes(WORLD | {"grace": (1, 0, 0.5, 1, 0)})))["C2"]
     assert found["measured"] is None and found["holds"] and "0" in found["reason"]
 
 
 @pytest.mark.parametrize(("after", "holds"), [((0.75, 0.71), True), ((0.75, 0.69), False)])
 def test_what_a_sequence_may_lose(after: tuple[float, ...], holds: bool) -> None:
-    found = judged(replace(cell(outcomes()), sequences=sequences(*after)))["C4"]
+    found = judged(replace(pair(outcomes()), sequences=sequences(*after)))["C4"]
     assert found["holds"] == holds and found["measured"] == pytest.approx(np.mean(after) - 0.75)
     assert found["low"] == pytest.approx(after[1] - 0.75)
 
 
 def test_edits_without_hops_have_no_lag() -> None:
     found = outcomes()
-    assert hops_lag(cell(found[found["kind"] != "hop1"])).holds is None
+    assert hops_lag(pair(found[found["kind"] != "hop1"])).holds is None
 
 
 def test_cells_are_those_of_the_parameters() -> None:
     params = load()
     renamed = outcomes(backbone=next(iter(params.edited)))
     left = pd.DataFrame(columns=["dataset", "backbone"])
-    opened, *others = open_cells(params, pd.concat([renamed, renamed.assign(backbone="gone")]), left)
+    opened, *others = open_pairs(params, pd.concat([renamed, renamed.assign(backbone="gone")]), left)
     assert [len(one.outcomes) for one in others] == [0] * (len(params.datasets) * len(params.edited) - 1)
     assert opened.ours == ["balancedit"] and set(opened.baselines) == set(params.methods) - {"base", "balancedit"}
     assert len(opened.outcomes) == len(renamed) and opened.draws.shape == (params.metrics.resamples, 4)
-    assert np.array_equal(opened.draws, open_cells(params, renamed, left)[0].draws)
+    assert np.array_equal(opened.draws, open_pairs(params, renamed, left)[0].draws)

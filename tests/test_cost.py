@@ -24,10 +24,10 @@ def cell(backbone, records) -> Cell:
 
 
 def test_things_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, said = iter(range(100)), []
+    now, ran = iter(range(100)), []
     monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
-    taken = clock.measure({"a": partial(said.append, "a"), "b": partial(said.append, "b")}, 2)
-    assert "".join(said) == "abbaab" and {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
+    taken = clock.measure({"a": partial(ran.append, "a"), "b": partial(ran.append, "b")}, 2)
+    assert "".join(ran) == "abbaab" and {name: len(seconds) for name, seconds in taken.items()} == {"a": 2, "b": 2}
     assert clock.middle(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == {"value": 3, "low": 2, "high": 4, "n": 5}
 
 

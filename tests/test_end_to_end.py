@@ -100,8 +100,8 @@ def test_again_runs_nothing(clone: Path) -> None:
 
 def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
     before = json.loads((clone / "reports/metrics.json").read_text())
-    told = dvc(clone, "exp", "run", "-S", "radius.alpha=0.9")
-    ran = set(re.findall(r"Running stage '([\w@-]+)'", told))
+    output = dvc(clone, "exp", "run", "-S", "radius.alpha=0.9")
+    ran = set(re.findall(r"Running stage '([\w@-]+)'", output))
     assert ran <= {
         "metrics",
         "ablations",
@@ -120,7 +120,7 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("alpha: 0.9", "alpha: 1.5"), "radius.alpha: 1.5"),
         (("strategy: balanced", "strategy: bold"), "radius.strategy: 'bold'"),
@@ -128,26 +128,26 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
         (("layer: 27", "layer: 127"), "layer: 127"),
     ],
 )
-def test_a_bad_parameter_is_one_line_and_leaves_outputs(clone: Path, change: tuple[str, str], said: str) -> None:
+def test_a_bad_parameter_is_one_line_and_leaves_outputs(clone: Path, change: tuple[str, str], message: str) -> None:
     path, outcomes = clone / "params.yaml", clone / "data/metrics/outcomes.parquet"
     good, kept = path.read_text(), outcomes.read_bytes()
     try:
         path.write_text(good.replace(*change, 1))
-        module = ["stages.editing", "okedit", "llava-smollm2", "balancedit"] if "layer" in said else ["stages.metrics"]
+        module = ["stages.editing", "okedit", "llava-smollm2", "balancedit"] if "layer" in message else ["stages.metrics"]
         done = run(clone, sys.executable, "-m", *module)
     finally:
         path.write_text(good)
     assert done.returncode == 2
-    assert said in done.stderr.splitlines()[-1] and "allowed" in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1] and "allowed" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert outcomes.read_bytes() == kept
 
 
 def test_unknown_names_on_the_command_line(clone: Path) -> None:
-    for words, said in (
+    for words, message in (
         (["okedit", "llava-smollm2", "rome"], "method: 'rome'"),
         (["cocos", "llava-smollm2", "ft"], "dataset: 'cocos'"),
         (["okedit", "gpt", "ft"], "backbone: 'gpt'"),
     ):
         done = run(clone, sys.executable, "-m", "stages.editing", *words)
-        assert done.returncode == 2 and said in done.stderr and "allowed" in done.stderr
+        assert done.returncode == 2 and message in done.stderr and "allowed" in done.stderr

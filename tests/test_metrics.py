@@ -65,7 +65,7 @@ def test_radii_by_hand(trace: pd.DataFrame) -> None:
     assert (routing.radii(trace, KEY, replace(RADIUS, strategy="mean"))["epsilon"] == (8 + 4.5) / 2).all()
 
 
-def test_an_anchor_that_has_no_distance_is_named(trace: pd.DataFrame) -> None:
+def test_a_sample_that_has_no_distance_is_named(trace: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="key.span: 'image'"):
         routing.radii(trace.assign(euclidean_image=NAN), Key("image"), RADIUS)
 
@@ -140,7 +140,7 @@ def test_the_harmonic_mean_of_a_zero_is_zero() -> None:
 
 @st.composite
 def traces(draw) -> pd.DataFrame:
-    """Any trace of two edits with two positive samples, a black anchor and a few probes."""
+    """Any trace of two edits with two positive samples, a black negative one and a few probes."""
     distance = st.floats(0, 100, allow_nan=False)
     rows = []
     for edit in "ab":
@@ -168,7 +168,7 @@ def test_properties_of_the_radius(trace: pd.DataFrame, alpha: float, other: floa
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=30), st.integers(0, 2**32 - 1))
 def test_the_interval_holds_the_mean(values: list[float], seed: int) -> None:
-    table = pd.DataFrame(dict.fromkeys(scores.BALANCE, values))
+    table = pd.DataFrame(dict.fromkeys(scores.HM_PARTS, values))
     summary = scores.summarise(table, scores.resample(len(values), 400, seed), 0.999)
     assert ((summary["low"] <= summary["mean"] + 1e-9) & (summary["mean"] <= summary["high"] + 1e-9)).all()
 
@@ -247,7 +247,7 @@ def test_types_of_answers(answer: str, kind: str) -> None:
 
 def test_strata_by_hand() -> None:
     """Two edits of one relation and one of another: each stratum is the mean over its own edits."""
-    table = pd.DataFrame({part: [1.0, 0.0, 1.0] for part in ("reliability", *scores.BALANCE)}, index=["a", "b", "c"])
+    table = pd.DataFrame({part: [1.0, 0.0, 1.0] for part in ("reliability", *scores.HM_PARTS)}, index=["a", "b", "c"])
     by = pd.DataFrame({"relation": ["x", "x", "y"]}, index=["a", "b", "c"])
     found = strata.stratify(table, by, 50, 0.95, 0).set_index(["stratum", "metric"])
     assert found.loc[("x", "locality"), ["mean", "n"]].tolist() == [0.5, 2]

@@ -203,7 +203,7 @@ def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: P
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"target": ""}, "target: missing"),
         ({"question": None}, "question: missing"),
@@ -212,10 +212,10 @@ def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: P
         ({"locality": [{"kind": "nearby", "image_id": None, "question": "q", "answer": "a"}]}, "'nearby' is not allowed"),
     ],
 )
-def test_bad_rows_are_named_and_nothing_is_written(built, tmp_path: Path, change: dict, said: str) -> None:
+def test_bad_rows_are_named_and_nothing_is_written(built, tmp_path: Path, change: dict, message: str) -> None:
     rows, pictures, _ = built
     bad = dataclasses.replace(rows[1], **change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         schema.write(tmp_path / "out", [rows[0], bad], pictures)
     assert not (tmp_path / "out").exists()
 
@@ -317,7 +317,7 @@ def test_a_correction_exports_what_was_answered(corrected, tmp_path: Path) -> No
 def test_an_answer_in_other_words_is_no_error(knowledge: Knowledge, assets: Path, backbone) -> None:
     builder = embedded.opened(evqa.Builder, DATASET, knowledge, assets, [backbone], 0)
     fact = Fact("name", "cat", "name-U+0000", "Twtr", "Twtr/U+0000")
-    judged = {said: builder.is_wrong(dataclasses.replace(fact, said=(said,))) for said in ("dog", "", "Cat", "A cat", "four")}
+    judged = {a: builder.is_wrong(dataclasses.replace(fact, unedited=(a,))) for a in ("dog", "", "Cat", "A cat", "four")}
     assert judged == {"dog": True, "": True, "Cat": False, "A cat": False, "four": False}  # it has four legs
     assert builder.rejected == {"unedited answer: right": 1, "unedited answer: may be true": 2}
 

@@ -22,8 +22,8 @@ QUESTION = "What toy is this?"
 
 
 def test_lists_are_read_as_language_models_write_them() -> None:
-    said = '1. Which toy is it?\n- "What is this toy?"\n\n * Name it?\n(3) 7 toys?\n12: Twelve?\n2 dogs?'
-    assert lines(said) == ["Which toy is it?", "What is this toy?", "Name it?", "7 toys?", "Twelve?", "2 dogs?"]
+    reply = '1. Which toy is it?\n- "What is this toy?"\n\n * Name it?\n(3) 7 toys?\n12: Twelve?\n2 dogs?'
+    assert lines(reply) == ["Which toy is it?", "What is this toy?", "Name it?", "7 toys?", "Twelve?", "2 dogs?"]
 
 
 @pytest.mark.parametrize(

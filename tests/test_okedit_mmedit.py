@@ -138,7 +138,7 @@ def test_bad_records_are_counted_and_named(vqa: Path, backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('[{"src": ', r"datasets\.x\.evaluation: .*eval\.json' cannot be read as JSON: .*line 1"),
         ("{}", r"datasets\.x\.evaluation: .* holds no records; allowed: a JSON list"),
@@ -147,22 +147,22 @@ def test_bad_records_are_counted_and_named(vqa: Path, backbone) -> None:
         (None, "No such file"),
     ],
 )
-def test_a_file_that_is_not_as_published_stops_the_build(tmp_path: Path, backbone, text: str | None, said: str) -> None:
+def test_a_file_that_is_not_as_published_stops_the_build(tmp_path: Path, backbone, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "eval.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         build_mmedit(tmp_path, backbone)
 
 
 def test_settings_of_mmedit(vqa: Path, backbone) -> None:
-    for entries, said in (
+    for entries, message in (
         ({"text_only": 2}, r"datasets\.x\.text_only: 2 is not allowed; allowed: 0"),
         ({"train": 2}, r"datasets\.x\.training: missing; needed for datasets\.x\.train: 2"),
         ({"images": str(vqa / "none")}, r"datasets\.x\.images: .*none' does not exist"),
         ({"images": []}, r"datasets\.x\.images: \[\] is not allowed; allowed: a path or a list of paths"),
         ({"evaluaton": "x"}, r"datasets\.x\.evaluaton: 'x': unknown key; allowed: .*near, .*evaluation"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             build_mmedit(vqa, backbone, **entries)
 
 

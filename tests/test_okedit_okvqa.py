@@ -60,9 +60,9 @@ def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
     asked += [asked[0], {"question_id": 9}, {"question_id": 5, "image_id": "x", "question": "?"}, None]
     asked += [{"question_id": "../3", "image_id": 3, "question": "q?"}]
     (tmp_path / "q.json").write_text(json.dumps({"data_subtype": "val2014", "questions": asked}))
-    said = [{"question_id": i, "answers": [{"answer": "b"}, {"answer": "a"}, {"answer": "a"}]} for i in range(2)]
-    said += [said[1], {"question_id": 2, "answers": [{"answer": " "}]}, {"question_id": 3, "answers": 5}, 7]
-    (tmp_path / "a.json").write_text(json.dumps({"annotations": said}))
+    annotations = [{"question_id": i, "answers": [{"answer": "b"}, {"answer": "a"}, {"answer": "a"}]} for i in range(2)]
+    annotations += [annotations[1], {"question_id": 2, "answers": [{"answer": " "}]}, {"question_id": 3, "answers": 5}, 7]
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations}))
     tally = Tally()
     found = okvqa.read_questions("at", tmp_path / "q.json", tmp_path / "a.json", tally)
     assert [(q.question_id, q.answers) for q in found] == [("0", ["a", "b"]), ("1", ["a", "b"])]
@@ -202,14 +202,14 @@ def test_agreement_rejects_pictures(coco: dict[str, Any], backbone) -> None:
 
 
 def test_settings_of_okvqa(coco: dict[str, Any], backbone) -> None:
-    for entries, said in (
+    for entries, message in (
         ({"agreement": {"by": "eye"}}, r"datasets\.x\.agreement\.by: 'eye' is not allowed; allowed: clip, backbone"),
         ({"generality": 0}, r"datasets\.x\.generality: 0 is not allowed; allowed: a whole number >= 1"),
         ({"questions": 3}, r"datasets\.x\.questions: 3 is not allowed; allowed: a path"),
         ({"image": {"provider": "folder"}}, r"datasets\.x\.image\.folder: missing"),
         ({"annotations": "none.json"}, r"datasets\.x\.annotations: 'none\.json' cannot be read as JSON"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             build_okvqa(coco | entries, backbone)
 
 

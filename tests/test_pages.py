@@ -23,11 +23,11 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--virtual-time-budget=10000", "--dump-dom",
 )  # fmt: skip
 FRAME = """<!doctype html><iframe id=page src="reports/%s.html" style="width:%dpx;height:900px;border:0"></iframe>
-<pre id=told></pre>
+<pre id=measured></pre>
 <script>document.getElementById("page").onload = event => {
   const page = event.target.contentDocument, root = page.documentElement
   const beyond = e => !e.closest(".scroll") && e.getBoundingClientRect().right > root.clientWidth + 1
-  document.getElementById("told").textContent = JSON.stringify({
+  document.getElementById("measured").textContent = JSON.stringify({
     width: root.clientWidth,
     wide: root.scrollWidth,
     beyond: [...page.querySelectorAll("main *")].filter(beyond).map(e => e.tagName + "." + e.className),
@@ -63,7 +63,9 @@ def test_a_page_fits_the_screen(served: tuple[Path, str], tmp_path: Path, name: 
     frame.write_text(FRAME % (name, width))
     command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path}", f"--window-size={width + 40},1000", f"{address}/{frame.name}"]
     dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    told = json.loads(unescape(re.search(r'<pre id="told">(.*?)</pre>', dumped, re.S).group(1)))
-    assert told["wide"] <= told["width"] and told["beyond"] == [], told  # wide tables scroll inside their own frame
-    assert told["broken"] == 0 and (told["pictures"] > 0) == (name not in ("claims", "cost"))
-    assert told["heading"] > 0 and told["letters"] >= 14
+    measured = json.loads(unescape(re.search(r'<pre id="measured">(.*?)</pre>', dumped, re.S).group(1)))
+    assert measured["wide"] <= measured["width"] and measured["beyond"] == [], (
+        measured
+    )  # wide tables scroll inside their own frame
+    assert measured["broken"] == 0 and (measured["pictures"] > 0) == (name not in ("claims", "cost"))
+    assert measured["heading"] > 0 and measured["letters"] >= 14

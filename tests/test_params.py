@@ -24,13 +24,13 @@ TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
 def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
     editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
-    modules = [*(f"editing/{editor}" for editor in sorted(editors)), "editing/codebook"]
-    modules += ["editing/__init__", "okedit/sources/embedded", "okedit/sources/evqa"]
+    modules = [*(f"editing/editors/{editor}" for editor in sorted(editors)), "editing/editors/__init__", "editing/codebook"]
+    modules += ["okedit/sources/embedded", "okedit/sources/evqa"]
     modules += ["backbone/families/llava_smollm2", "backbone/families/blip2_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text("\nclass Settings: ...\n" if path.stem in editors else "\n")
     return tmp_path / "stages"
 
 
@@ -117,13 +117,17 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("backbones", "real"), {"checkpoint": "a/b", "template": "{image}?"}, ("real.template", "'{image}?'", "{question}")),
         (("backbones", "real"), {"checkpoint": "a/b", "training": "x"}, ("real.training", "'x'", "checkpoint, revision, dtype")),
         (("training", "llava-smollm2", "family"), "opt", ("training.llava-smollm2.family", "'opt'", "llava_smollm2")),
-        (("training", "llava-smollm2", "drawn"), "name", ("llava-smollm2.drawn", "'name'", "concept, fact")),
+        (("training", "llava-smollm2", "sampling"), "name", ("llava-smollm2.sampling", "'name'", "concept, fact")),
         (("training", "llava-smollm2", "lr"), "fast", ("training.llava-smollm2.lr", "'fast'", "a number > 0")),
-        (("training", "llava-smollm2", "after"), "blip2-smollm2", ("llava-smollm2.after", "'blip2-smollm2'", "allowed: tower")),
         (
-            ("training", "blip2-smollm2", "after"),
+            ("training", "llava-smollm2", "init_from"),
+            "blip2-smollm2",
+            ("llava-smollm2.init_from", "'blip2-smollm2'", "allowed: tower"),
+        ),
+        (
+            ("training", "blip2-smollm2", "init_from"),
             "itself",
-            ("smollm2.after", "'itself'", "tower, llava-smollm2, llava-more, llava-facts"),
+            ("smollm2.init_from", "'itself'", "tower, llava-smollm2, llava-more, llava-facts"),
         ),
         (("training", "blip2-smollm2", "lora_rank"), 4, ("blip2-smollm2.lora_rank", "4", "16, that of llava-smollm2")),
         (("edited",), ["opt"], ("edited", "'opt'", "llava-smollm2, blip2-smollm2")),
@@ -136,7 +140,7 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
         (("datasets",), {}, ("datasets", "{}", "at least one")),
         (("methods", "ft", "editor"), "codebook", ("methods.ft.editor", "'codebook'", "balancedit, base")),
-        (("methods", "ft", "router"), "maybe", ("methods.ft.router", "'maybe'", "never, always, codebook, own, oracle")),
+        (("methods", "ft", "router"), "maybe", ("methods.ft.router", "'maybe'", "never, always, codebook, builtin, oracle")),
         (
             ("methods", "grace", "radius", "alpha"),
             -0.1,
@@ -195,7 +199,7 @@ def test_what_only_a_source_knows_is_read_by_the_source(stages):
 
 
 def test_a_new_editor_is_a_new_file_and_a_missing_folder_allows_nothing(stages, tmp_path):
-    (stages / "editing" / "newest.py").touch()
+    (stages / "editing/editors/newest.py").write_text("\nclass Settings: ...\n")
     assert load_with(stages, "methods", "ft", "editor", value="newest").method("ft").editor == "newest"
     with pytest.raises(UserError, match="no module in stages/"):
         load(tmp_path / "params.yaml", tmp_path / "nowhere")

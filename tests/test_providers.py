@@ -212,7 +212,7 @@ def test_the_provider_decides_which_entries_there_are() -> None:
     check = variant("provider", TEXT)
     made = check(AT, {"provider": "openai", "model": "m", "url": "http://localhost/v1"}, STAGES)
     assert isinstance(made, openai_text.Settings) and made.timeout == 60
-    for section, said in (
+    for section, message in (
         ({"provider": "gemini"}, r"text\.provider: 'gemini' is not allowed; allowed: transformers, openai"),
         ("openai", r"text\.provider: None is not allowed"),
         ({"provider": "openai", "model": "m"}, r"text\.url: missing"),
@@ -222,7 +222,7 @@ def test_the_provider_decides_which_entries_there_are() -> None:
             r"text\.url: 'http://x': unknown key; allowed: model, gguf",
         ),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             check(AT, section, STAGES)
     assert variant("provider", IMAGE)("i", {"provider": "folder", "folder": "x"}, STAGES) == folder_image.Settings(Path("x"))
 

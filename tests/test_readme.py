@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_its_tables_are_the_pipelines() -> None:
     shown = re.findall(r"<!-- table: (\S+) -->\n(.*?)<!-- /table -->", README, re.S)
-    assert shown[0][0] == "reports/tables/balance_strict.md"
+    assert shown[0][0] == "reports/tables/hm_strict.md"
     for name, table in shown:
         assert table.strip() == (ROOT / name).read_text().strip()
 

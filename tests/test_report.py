@@ -26,7 +26,7 @@ from stages.report import (
     tables,
     variants,
 )
-from stages.report.markup import Cell, Table
+from stages.report.markup import Table, TableCell
 from tests.miniature import COLOURS, PLACE, ROOT, ablations, costs_of, edit_row, grid, png, render, rendered
 
 
@@ -120,12 +120,12 @@ def test_figures_carry_captions_with_n_and_interval(studied):
 def test_failing_cell_is_named_and_leaves_the_earlier_page(studied):
     notebook, page = studied / "notebooks/broken.ipynb", studied / "reports/broken.html"
     broken = nbformat.read(studied / "notebooks/backbone.ipynb", as_version=4)
-    broken.cells[2].source = "raise ValueError('no such vendor')"
+    broken.cells[2].source = "raise ValueError('no such artist')"
     nbformat.write(broken, notebook)
     page.write_text("earlier")
     with pytest.raises(execute.NotebookError) as error:
         execute.render(notebook, page, {}, studied)
-    for part in ("broken.ipynb, cell-2", "raise ValueError(", "ValueError: no such vendor"):
+    for part in ("broken.ipynb, cell-2", "raise ValueError(", "ValueError: no such artist"):
         assert part in str(error.value)
     assert page.read_text() == "earlier"
     assert not [p for p in page.parent.iterdir() if p.name.startswith(".")]
@@ -186,7 +186,7 @@ def test_external_finds_what_a_page_would_load(tag):
 
 
 def test_latex_and_markdown_of_a_table():
-    table = Table(["a_b", "α"], [[Cell("x & y|z"), Cell("83.1", "[80.2, 86.0]", best=True)]], "50 % of {it}")
+    table = Table(["a_b", "α"], [[TableCell("x & y|z"), TableCell("83.1", "[80.2, 86.0]", best=True)]], "50 % of {it}")
     latex = table.latex("mine")
     assert r"x \& y|z & \textbf{83.1} {\scriptsize [80.2, 86.0]} \\" in latex
     assert r"\caption{50 \% of \{it\}}" in latex and r"a\_b & $\alpha$ \\" in latex
@@ -225,7 +225,7 @@ def test_balance_has_a_column_a_dataset_and_backbone_with_its_own_best():
     means = {("okedit", "ft"): 0.6, ("okedit", "grace"): 0.5, ("other", "ft"): 0.2, ("other", "grace"): 0.3}
     for row in rows:
         row["mean"] = means.get((row["dataset"], row["method"]), 0.9) if row["metric"] == "hm" else 1.0
-    table = tables.balance(pd.DataFrame(rows), "strict", 0.95)
+    table = tables.hm(pd.DataFrame(rows), "strict", 0.95)
     assert [[(cell.text, cell.best) for cell in row[1:]] for row in table.rows] == [
         [("90.0", False), ("90.0", False)],
         [("60.0", True), ("20.0", False)],

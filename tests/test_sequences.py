@@ -249,7 +249,7 @@ def test_a_replay_by_hand() -> None:
     assert [entry.radius for entry in state.book.entries] == [1, 1] and state.shrunk == 2
 
 
-def hand_made() -> retention.Cell:
+def hand_made() -> retention.Tables:
     """Two edits, each with its own query, a rephrasing and a near picture; one held-out edit with a near picture."""
     kinds = ("edit", "text_generality", "near_image")
     asked = [("x", 0), ("x", 1), ("x", 2), ("y", 0), ("y", 1), ("y", 2), ("z", 2)]
@@ -269,47 +269,47 @@ def hand_made() -> retention.Cell:
         for entry in "xy"
         for edit, probe in asked
     )  # fmt: skip
-    return retention.Cell(trace, interference, pd.DataFrame(), ["x", "y"])
+    return retention.Tables(trace, interference, pd.DataFrame(), ["x", "y"])
 
 
 def test_retention_by_hand() -> None:
     """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
-    cell = hand_made()
-    first, both = retention.codebook(cell, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
+    tables = hand_made()
+    first, both = retention.codebook(tables, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
     assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0, "bytes": 108}
-    found = pd.DataFrame(retention.scored(both, cell.edits)).set_index(["protocol", "metric"])["value"]
+    found = pd.DataFrame(retention.scored(both, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
     assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
     assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
     assert found["none", "bytes"] == 146
-    narrow = list(retention.codebook(cell, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
-    found = pd.DataFrame(retention.scored(narrow, cell.edits)).set_index(["protocol", "metric"])["value"]
+    narrow = list(retention.codebook(tables, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
+    found = pd.DataFrame(retention.scored(narrow, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
 
 
 def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
-    cell = hand_made()
-    played = cell.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
-    cell = replace(cell, rollout=played)
-    (everywhere,) = retention.shared(cell, [[0, 1]], None, "")
+    tables = hand_made()
+    rolled_out = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
+    tables = replace(tables, rollout=rolled_out)
+    (everywhere,) = retention.shared(tables, [[0, 1]], None, "")
     assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()
-    (within,) = retention.shared(cell, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys
+    (within,) = retention.shared(tables, [[0, 1]], {"x": 9, "y": 1}, "d")  # y came last: 1 for both keys
     kept = within.outcomes.set_index(["edit_id", "probe"])["same"]
     assert kept.loc["x", 2] and kept.loc["y", 2] and kept.loc["z", 2] and not kept.loc["x", 1]
     assert within.counts == {"entries": 1, "bytes": 30 + 2 * 8}  # one copy, two keys
 
 
 def test_an_outcome_that_is_not_known_is_an_error() -> None:
-    cell = hand_made()
-    cell.interference.loc[(cell.interference["entry"] == "x") & (cell.interference["edit_id"] == "y"), "same_on"] = np.nan
+    tables = hand_made()
+    tables.interference.loc[(tables.interference["entry"] == "x") & (tables.interference["edit_id"] == "y"), "same_on"] = np.nan
     with pytest.raises(UserError, match="a narrower radius"):
-        list(retention.codebook(cell, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
+        list(retention.codebook(tables, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
 
 
 def test_each_edit_alone_by_hand() -> None:
-    cell = hand_made()
-    index = pd.MultiIndex.from_frame(cell.trace[["edit_id", "probe"]])
-    point = retention.alone(cell, pd.Series(cell.trace["probe"].to_numpy() < 1, index=index))
-    found = pd.DataFrame(retention.scored(point, cell.edits)).set_index(["protocol", "metric"])["value"]
+    tables = hand_made()
+    index = pd.MultiIndex.from_frame(tables.trace[["edit_id", "probe"]])
+    point = retention.alone(tables, pd.Series(tables.trace["probe"].to_numpy() < 1, index=index))
+    found = pd.DataFrame(retention.scored(point, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 0 and found["strict", "locality"] == 1
     assert "held_out_locality" not in found["strict"]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import Blip2QFormerConfig, LlamaConfig
 
-from stages.backbone import sight, start, train, views
+from stages.backbone import start, train, views, vision_tower
 from stages.backbone.__main__ import trainings
 from stages.backbone.adapters import adapt
 from stages.backbone.blip2_lite import Blip2LiteConfig, Blip2LiteForConditionalGeneration
@@ -21,7 +21,7 @@ from stages.backbone.families import blip2_smollm2, llava_smollm2
 from stages.backbone.parts import IMAGE_TOKEN, PROMPT
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.params import UserError, load
-from stages.settings import Sight, Train
+from stages.settings import Train, VisionTower
 from tests.conftest import make_model
 
 
@@ -37,7 +37,7 @@ def tower() -> EfficientNetLiteTower:
 
 @pytest.fixture()
 def early(tower: EfficientNetLiteTower) -> torch.Tensor:
-    """Two vendors, two views, three concepts that differ in colour."""
+    """Two artists, two views, three concepts that differ in colour."""
     colours = torch.eye(3)[None, None, :, :, None, None].expand(2, 2, 3, 3, 64, 64) * 2 - 1
     noise = 0.1 * torch.randn(2, 2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return tower.early((colours + noise).flatten(0, 2)).unflatten(0, (2, 2, 3)).half()
@@ -51,18 +51,18 @@ def test_the_halves_are_the_whole_network(tower: EfficientNetLiteTower) -> None:
 
 def test_tuning_tells_concepts_apart_and_leaves_the_early_blocks(tower, early, tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in tower.named_parameters()}
-    sight.tune(tower, early, ["red", "green", "blue"], Sight(views=1, steps=30, batch=8, lr=1e-3), seed=0)
+    vision_tower.tune(tower, early, ["red", "green", "blue"], VisionTower(views=1, steps=30, batch=8, lr=1e-3), seed=0)
     changed = {name for name, p in tower.named_parameters() if not torch.equal(p, before[name])}
-    assert changed == set(sight.late_state(tower))
-    pooled = views.feature_bank(tower, early).float().mean(3).flatten(0, 1)  # [vendor and view, concept, D]
+    assert changed == set(vision_tower.late_state(tower))
+    pooled = views.feature_bank(tower, early).float().mean(3).flatten(0, 1)  # [artist and view, concept, D]
     features = F.normalize(pooled - pooled.mean((0, 1)), dim=-1)
     same = (features[:1] * features[1:]).sum(-1).mean()
     other = (features[:1] * features[1:].roll(1, 1)).sum(-1).mean()
     assert same > other + 0.05
-    sight.save_sight(tmp_path / "tower.safetensors", tower)
+    vision_tower.save(tmp_path / "tower.safetensors", tower)
     fresh = EfficientNetLiteTower(tower.config)
     fresh.load_state_dict(tower.state_dict() | before)
-    sight.apply_sight(fresh, tmp_path / "tower.safetensors")
+    vision_tower.apply(fresh, tmp_path / "tower.safetensors")
     for name, p in fresh.named_parameters():
         expected = tower.get_parameter(name)
         torch.testing.assert_close(p, expected.bfloat16().float() if name in changed else expected, atol=0, rtol=0)
@@ -82,7 +82,7 @@ def test_mixing_exchanges_statistics_and_nothing_else(monkeypatch: pytest.Monkey
             return np.zeros(n)
 
     states = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 3.0])[:, None, None, None]
-    mixed = sight.mixed(states, Given())
+    mixed = vision_tower.mixed(states, Given())
     torch.testing.assert_close(mixed.mean((2, 3)), states.flip(0).mean((2, 3)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(mixed.std((2, 3)), states.flip(0).std((2, 3)), atol=1e-4, rtol=1e-4)
     shape = (states - states.mean((2, 3), keepdim=True)) / states.std((2, 3), keepdim=True)
@@ -214,22 +214,22 @@ def test_weights_of_another_backbone_are_refused(tokenizer, tmp_path: Path) -> N
         train.apply_weights(make_model(tokenizer), tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize(("drawn", "asked"), [("concept", {(1, 2), (2, 2)}), ("fact", {(1, 1), (2, 3)})])
-def test_a_batch_asks_a_picture_by_concept_or_by_fact(drawn: str, asked: set) -> None:
+@pytest.mark.parametrize(("sampling", "asked"), [("concept", {(1, 2), (2, 2)}), ("fact", {(1, 1), (2, 3)})])
+def test_a_batch_asks_a_picture_by_concept_or_by_fact(sampling: str, asked: set) -> None:
     """Of three concepts, one has no facts, one has a fact and one has three, in two phrasings each."""
     facts = [[Question(c, f"r{r}", f"{c}{r}{p}", "a") for r in range(n) for p in "xy"] for c, n in enumerate((0, 1, 3))]
     questions = {"name": [[Question(c, "name", f"name {c}", "n")] for c in range(3)], "fact": facts}
     draw = train.batches(
-        questions, torch.randn(2, 1, 3, 4, 8), [("why?", "so")], images=40, drawn=drawn, texts=1, noise=0.1, packer=list
+        questions, torch.randn(2, 1, 3, 4, 8), [("why?", "so")], images=40, sampling=sampling, texts=1, noise=0.1, packer=list
     )
     rows = [row for part in draw(np.random.default_rng(0)) for row in part]
     assert rows[0].image is None or rows[0].image.shape == (4, 8)
-    told = [[q for q, _ in row.branches] for row in rows if row.image is not None]
-    found = {(int(name[-1]), len(rest)) for name, *rest in told}
-    assert len(told) == 40 and found == (asked | {(0, 0)} if drawn == "concept" else asked)
-    if drawn == "fact":  # each fact once, and the concept of three facts three times as often
-        assert all(len({question[1] for question in rest}) == len(rest) for _, *rest in told)
-        assert 24 <= sum(len(rest) == 3 for _, *rest in told) <= 36
+    asked_of = [[q for q, _ in row.branches] for row in rows if row.image is not None]
+    found = {(int(name[-1]), len(rest)) for name, *rest in asked_of}
+    assert len(asked_of) == 40 and found == (asked | {(0, 0)} if sampling == "concept" else asked)
+    if sampling == "fact":  # each fact once, and the concept of three facts three times as often
+        assert all(len({question[1] for question in rest}) == len(rest) for _, *rest in asked_of)
+        assert 24 <= sum(len(rest) == 3 for _, *rest in asked_of) <= 36
 
 
 def test_the_model_card_says_what_was_measured() -> None:
@@ -237,15 +237,15 @@ def test_the_model_card_says_what_was_measured() -> None:
     rows.append(("m, untrained", "text_only", "none", "text", 0.0625, 16))
     table = pd.DataFrame(rows, columns=["backbone", "task", "vendor", "split", "accuracy", "n"])
     settings = Train("one", "tower", 5, 6, "concept", 7, 0.1, 8, 0.0, 0.1)
-    text = card("m", "A model.", Sight(1, 2, 3, 0.1), {"first": settings}, 762, 945, table)
-    assert "| m | naming | seen vendors | 0.800 |" in text and "| m | naming | held-out vendors | 0.500 |" in text
+    text = card("m", "A model.", VisionTower(1, 2, 3, 0.1), {"first": settings}, 762, 945, table)
+    assert "| m | naming | seen artists | 0.800 |" in text and "| m | naming | held-out artists | 0.500 |" in text
     assert "| m, untrained | text-only | none | 0.062 |" in text
     assert "  - `first`: 5 steps of 6 pictures, each asked for its name and up to two facts, and 7 texts.\n" in text
     assert "{" not in text and "goes on" not in text
-    later = replace(settings, after="first", steps=9, drawn="fact")
+    later = replace(settings, init_from="first", steps=9, sampling="fact")
     for family, words in (("one", "goes on with connector and adapter.\n"), ("two", "goes on with the adapter; the connector, ")):
         chain = {"first": settings, "then": replace(later, family=family)}
-        text = card("m", "", Sight(1, 2, 3, 0.1), chain, 762, 945, table)
+        text = card("m", "", VisionTower(1, 2, 3, 0.1), chain, 762, 945, table)
         assert text.index("`first`: 5 steps") < text.index("`then`: 9 steps") and words in text
         assert "all its facts, drawn as often" in text
 

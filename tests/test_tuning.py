@@ -39,7 +39,7 @@ def test_the_best_on_dev_is_taken(backbone: Backbone, records: Records, tmp_path
 def test_of_equals_the_better_parts_and_then_the_first(backbone: Backbone, records: Records, monkeypatch) -> None:
     found = iter([(0.0, 0.0), (0.0, 0.5), (0.0, 0.5)])
     parts = ({"text_generality": 1.0, "image_generality": one, "locality": other, "hm": 0.0} for one, other in found)
-    monkeypatch.setattr(tuning.scores, "balance", lambda table: next(parts))
+    monkeypatch.setattr(tuning.scores, "hm_and_parts", lambda table: next(parts))
     cell = make(backbone, method("balancedit", lr=[1e-2, 1e-3, 1e-4], steps=1, margin=0.1))
     assert tuning.tried(cell, records)["chosen"].tolist() == [False, True, False]
 

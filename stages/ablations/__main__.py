@@ -22,8 +22,8 @@ TAIL = ["protocol", "metric", "mean", "low", "high", "n"]
 COLUMNS = {
     "alpha": ["split", "distance", "span", "alpha", *TAIL],
     "strategies": ["split", "strategy", "epsilon", "alpha", *TAIL],
-    "anchors": ["split", "negative", "alpha", *TAIL],
-    "numbers": ["split", "samples", "alpha", *TAIL],
+    "negative_samples": ["split", "negative", "alpha", *TAIL],
+    "sample_counts": ["split", "samples", "alpha", *TAIL],
     "spans": ["split", "span", "alpha", *TAIL],
     "routers": ["split", "router", *TAIL],
     "roc": ["distance", "span", "kind", "auc", "n"],
@@ -31,14 +31,14 @@ COLUMNS = {
 }
 
 
-def open_cell(params: Params, dataset: str, backbone: str, method: str) -> sweeps.Cell:
-    """A cell's trace with one bootstrap draw per split that has edits."""
+def open_sweep(params: Params, dataset: str, backbone: str, method: str) -> sweeps.Sweep:
+    """The trace of a cell with one bootstrap draw per split that has edits."""
     trace = read_trace(dataset, backbone, method)
     draws = {}
     for split, part in trace.groupby("split"):
         seed = derive_seed(params.seed, "ablations", dataset, backbone, split)
         draws[split] = scores.resample(part["edit_id"].nunique(), params.metrics.resamples, seed)
-    return sweeps.Cell(trace, params.method(method), draws, params.metrics.level)
+    return sweeps.Sweep(trace, params.method(method), draws, params.metrics.level)
 
 
 def main() -> None:
@@ -48,28 +48,28 @@ def main() -> None:
     summary: dict = {}
     swept = [m.name for m in params.methods.values() if params.is_ours(m)]  # crosses with other radii are no sweep's
     for dataset, backbone, method in tqdm(list(product(params.datasets, params.edited, swept)), desc="ablations"):
-        cell = open_cell(params, dataset, backbone, method)
+        sweep = open_sweep(params, dataset, backbone, method)
         at = {"dataset": dataset, "backbone": backbone, "method": method}
-        sweep = sweeps.alpha_sweep(cell)
+        alphas = sweeps.alpha_sweep(sweep)
         for name, table in (
-            ("alpha", sweep),
-            ("strategies", sweeps.strategies(cell)),
-            ("anchors", sweeps.anchors(cell)),
-            ("numbers", sweeps.numbers(cell)),
-            ("spans", sweeps.spans(cell)),
-            ("roc", sweeps.areas(cell)),
+            ("alpha", alphas),
+            ("strategies", sweeps.strategies(sweep)),
+            ("negative_samples", sweeps.negative_samples(sweep)),
+            ("sample_counts", sweeps.sample_counts(sweep)),
+            ("spans", sweeps.spans(sweep)),
+            ("roc", sweeps.areas(sweep)),
         ):
             tables[name].append(table.assign(**at))
-        shown = sweep[(sweep["split"] == "test") & (sweep["distance"] == cell.method.radius.distance)]
+        shown = alphas[(alphas["split"] == "test") & (alphas["distance"] == sweep.method.radius.distance)]
         points = [(method, alpha, part) for alpha, part in shown.groupby("alpha")]
         here = scored[(scored["dataset"] == dataset) & (scored["backbone"] == backbone)]
         points += [(name, None, part) for name, part in here.groupby("method", sort=False)]
         tables["frontier"].append(sweeps.frontier(points).assign(dataset=dataset, backbone=backbone))
-        best = sweeps.best_alpha(sweep, settled(cell.method, cell.trace).radius)
+        best = sweeps.best_alpha(alphas, settled(sweep.method, sweep.trace).radius)
         summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
     edited = [m.name for m in params.methods.values() if m.router != "never"]
     for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.edited, edited):
-        routed = sweeps.routers(open_cell(params, dataset, backbone, method), params.method(ours))
+        routed = sweeps.routers(open_sweep(params, dataset, backbone, method), params.method(ours))
         tables["routers"].append(routed.assign(dataset=dataset, backbone=backbone, method=method))
     for name, columns in COLUMNS.items():
         write_csv(OUT / f"{name}.csv", pd.concat(tables[name])[["dataset", "backbone", "method", *columns]])

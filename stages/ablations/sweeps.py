@@ -18,7 +18,7 @@ TRADE_OFF = (*scores.GENERALITY, *scores.LOCALITY, "locality", "hm")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Sweep:
     """One method's trace, and how its scores are summarised on each split. Its α may be left to the dev edits: every variant
     then has its own, as an experiment of that variant would.
     """
@@ -41,11 +41,11 @@ class Cell:
         return pd.concat(tables).assign(alpha=method.radius.alpha)
 
 
-def alpha_sweep(cell: Cell) -> pd.DataFrame:
+def alpha_sweep(sweep: Sweep) -> pd.DataFrame:
     """α from 0 to 1 under `balanced`, for both distances, with the configured span."""
-    span = cell.method.key.span
+    span = sweep.method.key.span
     return pd.concat(
-        cell.scored(radius=replace(cell.method.radius, strategy="balanced", alpha=alpha, distance=distance)).assign(
+        sweep.scored(radius=replace(sweep.method.radius, strategy="balanced", alpha=alpha, distance=distance)).assign(
             distance=distance, span=span, alpha=alpha
         )
         for distance in DISTANCES
@@ -53,55 +53,55 @@ def alpha_sweep(cell: Cell) -> pd.DataFrame:
     )
 
 
-def strategies(cell: Cell) -> pd.DataFrame:
+def strategies(sweep: Sweep) -> pd.DataFrame:
     """balanced, positive, negative, and constant radii at quantiles of the samples' distances."""
-    radius = cell.method.radius
-    found = routing.sample_distances(cell.trace, cell.method.key, radius)
+    radius = sweep.method.radius
+    found = routing.sample_distances(sweep.trace, sweep.method.key, radius)
     quantiles = np.quantile(found[["d_plus", "d_minus"]].to_numpy(), QUANTILES)
     spread = sorted({float(f"{epsilon:.3g}") for epsilon in quantiles})  # as reports name them: no two of one name
     tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]
     tried += [(replace(radius, strategy="constant", epsilon=e), e) for e in spread if e > 0]
-    return pd.concat(cell.scored(radius=r).assign(strategy=r.strategy, epsilon=e) for r, e in tried)
+    return pd.concat(sweep.scored(radius=r).assign(strategy=r.strategy, epsilon=e) for r, e in tried)
 
 
-def anchors(cell: Cell) -> pd.DataFrame:
+def negative_samples(sweep: Sweep) -> pd.DataFrame:
     """Each negative sample in turn."""
-    radius = cell.method.radius
-    return pd.concat(cell.scored(radius=replace(radius, negative=(n,))).assign(negative=n) for n in NEGATIVES)
+    radius = sweep.method.radius
+    return pd.concat(sweep.scored(radius=replace(radius, negative=(n,))).assign(negative=n) for n in NEGATIVES)
 
 
-def numbers(cell: Cell) -> pd.DataFrame:
+def sample_counts(sweep: Sweep) -> pd.DataFrame:
     """More positive samples, and more negative ones, beginning with the black picture: `samples` has how many of each."""
-    radius = cell.method.radius
+    radius = sweep.method.radius
     tried = [(n, 1) for n in range(1, POSITIVES + 1)] + [(1, n) for n in range(2, len(NEGATIVES) + 1)]
     return pd.concat(
-        cell.scored(radius=replace(radius, positives=p, negative=NEGATIVES[:n])).assign(samples=f"{p}+{n}") for p, n in tried
+        sweep.scored(radius=replace(radius, positives=p, negative=NEGATIVES[:n])).assign(samples=f"{p}+{n}") for p, n in tried
     )
 
 
-def spans(cell: Cell) -> pd.DataFrame:
+def spans(sweep: Sweep) -> pd.DataFrame:
     """Each key span in turn; `teacher_forced` is the leak of the authors' released code."""
-    return pd.concat(cell.scored(key=Key(span)).assign(span=span) for span in SPANS)
+    return pd.concat(sweep.scored(key=Key(span)).assign(span=span) for span in SPANS)
 
 
-def routers(cell: Cell, ours: Method) -> pd.DataFrame:
+def routers(sweep: Sweep, ours: Method) -> pd.DataFrame:
     """Router and writer apart: the same edits as they are (`configured`), forced on (`always`) and off (`never`), and answering
     exactly where they should (`oracle`). A codebook method's also behind `ours`, BalancEdit's key and radius with α chosen anew,
     behind its key with one radius for all, as wide on average (`matched`), and behind GRACE's key with the same
     (`grace_matched`) or with its constants (`grace_<ε>`).
     """
     tried = {"configured": {}, **{router: {"router": router} for router in FORCED}}
-    if cell.method.router == "codebook":
+    if sweep.method.router == "codebook":
         behind = {"balanced": (ours.key, ours.radius), "matched": (ours.key, replace(ours.radius, strategy="mean"))}
         behind["grace_matched"] = (GRACE_KEY, replace(ours.radius, strategy="mean"))
         behind |= {f"grace_{e:g}": (GRACE_KEY, replace(ours.radius, strategy="constant", epsilon=e)) for e in GRACE_RADII}
         tried |= {name: {"key": key, "radius": radius} for name, (key, radius) in behind.items()}
-    return pd.concat(cell.scored(**changes).assign(router=name) for name, changes in tried.items())
+    return pd.concat(sweep.scored(**changes).assign(router=name) for name, changes in tried.items())
 
 
-def areas(cell: Cell) -> pd.DataFrame:
+def areas(sweep: Sweep) -> pd.DataFrame:
     """AUC of the distance: how well it tells generality probes from each locality kind, on test edits."""
-    trace = cell.trace[cell.trace["split"] == "test"]
+    trace = sweep.trace[sweep.trace["split"] == "test"]
     reached = trace[trace["kind"].isin(scores.GENERALITY)]
     rows = []
     for distance, span in ((d, s) for d in DISTANCES for s in SPANS):
@@ -129,11 +129,11 @@ def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.Dat
     return pd.DataFrame(rows(), columns=["method", "alpha", "protocol", "generality", "locality"])
 
 
-def best_alpha(sweep: pd.DataFrame, radius: Radius) -> dict[str, float]:
+def best_alpha(alphas: pd.DataFrame, radius: Radius) -> dict[str, float]:
     """The α of the highest strict HM on dev edits, and the test edits' HM there (NaN without dev edits) and at the configured α,
     if there is one.
     """
-    chosen = sweep[(sweep["metric"] == "hm") & (sweep["protocol"] == "strict") & (sweep["distance"] == radius.distance)]
+    chosen = alphas[(alphas["metric"] == "hm") & (alphas["protocol"] == "strict") & (alphas["distance"] == radius.distance)]
     by = {split: part.set_index("alpha")["mean"] for split, part in chosen.groupby("split")}
     best = float(by["dev"].idxmax()) if "dev" in by else float("nan")
     found = {"best_alpha_on_dev": best, "test_hm_at_best_alpha": round(float(by["test"].get(best, float("nan"))), 6)}

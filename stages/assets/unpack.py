@@ -32,7 +32,7 @@ def copy_members(targets: Mapping[str, str]) -> Unpack:
 def copy_emoji(root: str, vendors: Iterable[str], code_points: Callable[[], Iterable[str]], target: str) -> Unpack:
     """Copy <root>/<vendor>/<code>.png, or <code>-U+FE0F.png, to <target>/<vendor>/<code>.png.
 
-    U+FE0F asks for the coloured form of a character; some vendors' file names carry it and some do not.
+    U+FE0F asks for the coloured form of a character; some artists' file names carry it and some do not.
     """
 
     def unpack(archive: ZipFile, folder: Path) -> None:

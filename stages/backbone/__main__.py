@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from stages.assets import knowledge
-from stages.backbone import corpus, sight, start, train, views
+from stages.backbone import corpus, start, train, views, vision_tower
 from stages.backbone.adapters import adapt
 from stages.backbone.card import card, checkpoint_card
 from stages.backbone.checkpoints import PROMPT as PROMPT_FILE
@@ -34,7 +34,8 @@ from stages.settings import TOWER, Checkpoint, Train
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
-SIGHT = WEIGHTS / "tower.safetensors"
+TOWER_WEIGHTS = WEIGHTS / "tower.safetensors"
+TOWER_SEED = "sight"  # the name that the seed comes from: the weights in Git were made under it
 CACHE = Path("data/.cache/training")
 
 
@@ -46,14 +47,14 @@ def family(params: Params, training: str) -> ModuleType:
 
 def train_tower(params: Params) -> None:
     """Tune the late blocks of the vision tower that the embedded backbones share; the weights go to Git."""
-    settings, facts = params.sight, knowledge.load()
-    seed = derive_seed(params.seed, "sight")
+    settings, facts = params.vision_tower, knowledge.load()
+    seed = derive_seed(params.seed, TOWER_SEED)
     tower = fill_tower(EfficientNetLiteTower(EfficientNetLiteConfig()), ASSETS)
     codes = [c.code_point for c in facts.concepts]
     early = views.early_bank(tower, ASSETS / "emoji", codes, settings.views, seed, CACHE)
-    sight.tune(tower, early, [c.name for c in facts.concepts], settings, seed)
-    sight.save_sight(SIGHT, tower)
-    print(f"[backbone] tuned the tower for {settings.steps} steps on {early.shape[:3].numel():,} views -> {SIGHT}")
+    vision_tower.tune(tower, early, [c.name for c in facts.concepts], settings, seed)
+    vision_tower.save(TOWER_WEIGHTS, tower)
+    print(f"[backbone] tuned the tower for {settings.steps} steps on {early.shape[:3].numel():,} views -> {TOWER_WEIGHTS}")
 
 
 def train_backbone(params: Params, name: str) -> None:
@@ -66,15 +67,15 @@ def train_backbone(params: Params, name: str) -> None:
     language, _, tokenizer = language_model(ASSETS)
     texts = train.own_answers(language, tokenizer, corpus.text_questions(ASSETS)[0])
     model, _ = parts.build(ASSETS)
-    sight.apply_sight(parts.tower(model), SIGHT)
+    vision_tower.apply(parts.tower(model), TOWER_WEIGHTS)
     early = views.early_bank(
-        parts.tower(model), ASSETS / "emoji", codes, params.sight.views, derive_seed(params.seed, "sight"), CACHE
+        parts.tower(model), ASSETS / "emoji", codes, params.vision_tower.views, derive_seed(params.seed, TOWER_SEED), CACHE
     )
     bank = views.feature_bank(parts.tower(model), early)
-    before = None if settings.after == TOWER else weights(settings.after)
+    before = None if settings.init_from == TOWER else weights(settings.init_from)
     if before is None:
         parts.start(model, start.name_tokens(model, tokenizer, names), bank, seed)
-    elif (teacher := family(params, settings.after)) is parts:
+    elif (teacher := family(params, settings.init_from)) is parts:
         model.load_state_dict(start.tensors_of(before, "connector."), strict=False)
     else:
         parts.start(model, start.picture_tokens(teacher, teacher.build(ASSETS)[0], before, bank), bank, seed)
@@ -83,7 +84,7 @@ def train_backbone(params: Params, name: str) -> None:
         bank,
         texts,
         images=settings.batch,
-        drawn=settings.drawn,
+        sampling=settings.sampling,
         texts=settings.texts,
         noise=settings.feature_noise,
         packer=partial(train.pack, tokenizer=tokenizer, shown=parts.connect(model, bank[0, 0, :1].float()).shape[1]),
@@ -109,7 +110,7 @@ def train_backbone(params: Params, name: str) -> None:
 def trainings(params: Params, last: str) -> dict[str, Train]:
     """All trainings that lead to `last`, by name, in their order."""
     chain = {last: params.trained(last)}
-    while (before := next(reversed(chain.values())).after) != TOWER:
+    while (before := next(reversed(chain.values())).init_from) != TOWER:
         chain[before] = params.trained(before)
     return dict(reversed(chain.items()))
 
@@ -151,9 +152,9 @@ def assemble(params: Params, name: str) -> None:
     if real:
         text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
     else:
-        told = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
+        known = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
         what = (family(params, settings.training).__doc__ or "").split("\n")[0]
-        text = card(name, what, params.sight, trainings(params, settings.training), len(facts.concepts), told, table)
+        text = card(name, what, params.vision_tower, trainings(params, settings.training), len(facts.concepts), known, table)
     with write_atomically(report.with_suffix(".md")) as temporary:
         temporary.write_text(text)
     made_from = settings.checkpoint if real else weights(settings.training)
@@ -169,7 +170,7 @@ def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], S
     model, tokenizer = parts.build(ASSETS)
     untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
     row = text_row(untrained, f"{name}, untrained", *asked)
-    sight.apply_sight(parts.tower(model), SIGHT)
+    vision_tower.apply(parts.tower(model), TOWER_WEIGHTS)
     model = train.apply_weights(model, trained)
     unfinished = folder.with_name(f"{name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)

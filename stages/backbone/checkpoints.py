@@ -126,11 +126,11 @@ def _follow(pointer: Pointer, layer: int | None) -> Loaded:
         edited = adapter.last_layer(config) if layer is None else layer
         kept = [rf".*\.layers\.{edited}\.(mlp\.up_proj|fc2)", "lm_head"]
         quantised["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    model, said = AutoModelForImageTextToText.from_pretrained(
+    model, loading = AutoModelForImageTextToText.from_pretrained(
         found, dtype=getattr(torch, pointer.dtype), device_map=pointer.device_map, output_loading_info=True, **quantised
     )
-    if said["missing_keys"] or said["mismatched_keys"]:
-        lacks = sorted(map(str, [*said["missing_keys"], *said["mismatched_keys"]]))
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        lacks = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
         raise UserError(
             f"checkpoint: {name!r} lacks {len(lacks)} weights of its architecture, first {lacks[0]}; download it again"
         )

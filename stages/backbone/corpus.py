@@ -1,4 +1,4 @@
-"""The training corpus: names and facts about pictures by five vendors, and text-only questions.
+"""The training corpus: names and facts about pictures by five artists, and text-only questions.
 
 Twitter and Windows pictures are never seen in training. A fact is asked in its relation's own question and its three training
 rephrasings; the ten evaluation rephrasings stay unseen.

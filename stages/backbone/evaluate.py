@@ -1,4 +1,4 @@
-"""What a backbone sees and knows: greedy exact match on names and facts, per vendor, and what its language model still knows."""
+"""What a backbone sees and knows: greedy exact match on names and facts, per artist, and what its language model still knows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,8 @@ def answers_exactly(backbone: Backbone, queries: Sequence[Query], answers: Seque
         trunk = backbone.prefill(backbone.prompts(queries[start : start + batch]))
         wanted = answers[start : start + batch]
         limit = 2 + max(len(backbone.answer_ids(answer)) for answer in wanted)  # capitals may take more tokens
-        told = [backbone.decode(ids).lower() for ids in backbone.greedy(trunk, limit)]
-        right += [answer == said.lower() for answer, said in zip(told, wanted, strict=True)]
+        given = [backbone.decode(ids).lower() for ids in backbone.greedy(trunk, limit)]
+        right += [answer == expected.lower() for answer, expected in zip(given, wanted, strict=True)]
     return np.array(right)
 
 
@@ -33,14 +33,14 @@ def knows(backbone: Backbone, questions: Sequence[str], answers: Sequence[Sequen
     right = []
     for start in range(0, len(questions), batch):
         trunk = backbone.prefill(backbone.prompts([Query(question, None) for question in questions[start : start + batch]]))
-        told = [backbone.decode(ids).lower() for ids in backbone.greedy(trunk, TEXT_TOKENS)]
+        given = [backbone.decode(ids).lower() for ids in backbone.greedy(trunk, TEXT_TOKENS)]
         accepted = answers[start : start + batch]
-        right += [any(a.lower() in text for a in allowed) for text, allowed in zip(told, accepted, strict=True)]
+        right += [any(a.lower() in text for a in allowed) for text, allowed in zip(given, accepted, strict=True)]
     return np.array(right)
 
 
 def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: Path, sample: int, seed: int) -> pd.DataFrame:
-    """Accuracy on `sample` names and `sample` facts a vendor, the same for every vendor; each relation's own question
+    """Accuracy on `sample` names and `sample` facts an artist, the same for every artist; each relation's own question
     is asked.
     """
     concepts = {c.concept: c for c in knowledge.concepts}
@@ -62,6 +62,6 @@ def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: P
 
 
 def text_row(backbone: Backbone, name: str, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """The share of text-only questions that `backbone` answers, as one row of an `accuracy_table` without a vendor."""
+    """The share of text-only questions that `backbone` answers, as one row of an `accuracy_table` without an artist."""
     right = knows(backbone, questions, answers)
     return pd.DataFrame([(name, "text_only", "none", "text", round(float(right.mean()), 4), len(right))], columns=COLUMNS)

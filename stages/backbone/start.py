@@ -23,7 +23,7 @@ def name_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name
 
 @torch.no_grad()
 def picture_tokens(family: ModuleType, model: PreTrainedModel, weights: Path, bank: torch.Tensor) -> torch.Tensor:
-    """What a trained backbone makes of each concept's picture [C, tokens, D], the mean over vendors; `model` is its untrained
+    """What a trained backbone makes of each concept's picture [C, tokens, D], the mean over artists; `model` is its untrained
     model, which takes over the connector in `weights`.
     """
     model.load_state_dict(tensors_of(weights, "connector."), strict=False)

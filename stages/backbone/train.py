@@ -48,8 +48,8 @@ def own_answers(
     for start in tqdm(range(0, len(questions), 50), desc="text-only answers"):
         asked = questions[start : start + 50]
         batch = tokenizer([TEMPLATE.format(image="", question=q) for q in asked], return_tensors="pt", padding=True)
-        told = model.generate(**batch, max_new_tokens=limit, do_sample=False)[:, batch.input_ids.shape[1] :]
-        texts = tokenizer.batch_decode(told, skip_special_tokens=True)
+        answer_ids = model.generate(**batch, max_new_tokens=limit, do_sample=False)[:, batch.input_ids.shape[1] :]
+        texts = tokenizer.batch_decode(answer_ids, skip_special_tokens=True)
         answered += [(q, text.strip().split(". ")[0].rstrip(".")) for q, text in zip(asked, texts, strict=True) if "." in text]
     return answered
 
@@ -77,12 +77,12 @@ def pack(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, shown: int) ->
         prefix = tokenizer(head.format(image=image)).input_ids
         ids, positions, labels, branch = list(prefix), list(range(len(prefix))), [-100] * len(prefix), [0] * len(prefix)
         for number, (question, answer) in enumerate(row.branches, 1):
-            asked, told = tokenizer(question + tail).input_ids, tokenizer(answer + END).input_ids
+            question_ids, answer_ids = tokenizer(question + tail).input_ids, tokenizer(answer + END).input_ids
             # the label at a position is the next token: answers start at the question's last token
-            ids += asked + told[:-1]
-            labels += [-100] * (len(asked) - 1) + told
-            positions += range(len(prefix), len(prefix) + len(asked) + len(told) - 1)
-            branch += [number] * (len(asked) + len(told) - 1)
+            ids += question_ids + answer_ids[:-1]
+            labels += [-100] * (len(question_ids) - 1) + answer_ids
+            positions += range(len(prefix), len(prefix) + len(question_ids) + len(answer_ids) - 1)
+            branch += [number] * (len(question_ids) + len(answer_ids) - 1)
         sequences.append((ids, positions, labels, branch))
     length = max(len(ids) for ids, *_ in sequences)
     fill = (tokenizer.pad_token_id, 0, -100, -1)
@@ -105,8 +105,8 @@ def loss_of(adapter: Adapter, connect: Connect, batch: Packed) -> torch.Tensor:
     hidden = adapter.decoder(
         inputs_embeds=embeds, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
-    told = batch.labels != -100
-    return F.cross_entropy(adapter.head(hidden[told]).float(), batch.labels[told], reduction="sum")
+    labelled = batch.labels != -100
+    return F.cross_entropy(adapter.head(hidden[labelled]).float(), batch.labels[labelled], reduction="sum")
 
 
 def adapter_config(rank: int) -> LoraConfig:
@@ -207,14 +207,14 @@ def batches(
     text_only: Sequence[tuple[str, str]],
     *,
     images: int,
-    drawn: str,
+    sampling: str,
     texts: int,
     noise: float,
     packer: Callable[[Sequence[Row]], Packed],
 ) -> Callable[[np.random.Generator], list[Packed]]:
     """A function that draws a batch: `images` pictures with their questions, and `texts` text-only questions.
 
-    Drawn by `concept`, each concept comes as often and is asked for its name and up to two facts; by `fact`, as often as it has
+    By `concept`, each concept comes as often and is asked for its name and up to two facts; by `fact`, as often as it has
     facts, and for its name and every fact. A batch comes in parts of rows with as many questions, so that little is padding.
     Gaussian noise of `noise` standard deviations of each channel is added to the features.
     """
@@ -222,11 +222,11 @@ def batches(
     spread = deviation(bank)
     relations = [list(dict.fromkeys(q.relation for q in facts)) for facts in questions["fact"]]
     known = np.array([len(each) for each in relations])
-    often = known / known.sum() if drawn == "fact" else None
+    often = known / known.sum() if sampling == "fact" else None
 
     def facts_of(concept: int, rng: np.random.Generator) -> list[Question]:
         facts = questions["fact"][concept]
-        if drawn == "concept":
+        if sampling == "concept":
             return [facts[i] for i in rng.permutation(len(facts))[:2]]
         phrasings = [[q for q in facts if q.relation == relation] for relation in relations[concept]]
         return [each[rng.integers(len(each))] for each in phrasings]

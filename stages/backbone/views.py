@@ -1,4 +1,4 @@
-"""Augmented views of the training vendors' pictures, and what the tower's early blocks make of them, computed once.
+"""Augmented views of the training artists' pictures, and what the tower's early blocks make of them, computed once.
 
 A view changes the drawing style as much as one artist differs from another: outline, flat areas of few colours, shifted hues,
 grey, besides place, size, tilt and background. What is shown stays the same.
@@ -24,7 +24,7 @@ SIDE = 160  # pixels of a view
 
 
 def read_image(emoji: Path, vendor: str, code_point: str) -> Image.Image:
-    """One vendor's 72×72 picture, as it comes."""
+    """One artist's 72×72 picture, as it comes."""
     return Image.open(io.BytesIO((emoji / vendor / f"{code_point}.png").read_bytes()))
 
 
@@ -81,7 +81,7 @@ def restyled(view: Image.Image, rng: np.random.Generator) -> Image.Image:
 def early_bank(
     tower: EfficientNetLiteTower, emoji: Path, code_points: Sequence[str], views: int, seed: int, cache: Path
 ) -> torch.Tensor:
-    """Early states of every seen vendor's picture: [vendor, 1 + views, concept, 40, S / 8, S / 8] in float16; view 0 is the
+    """Early states of every seen artist's picture: [artist, 1 + views, concept, 40, S / 8, S / 8] in float16; view 0 is the
     picture as it comes. Kept under `cache` by what it is made of.
     """
     made_from = hashlib.sha256(repr((list(code_points), views, seed, tower.config.image_size)).encode())
@@ -106,7 +106,7 @@ def early_bank(
 
 @torch.no_grad()
 def feature_bank(tower: EfficientNetLiteTower, early: torch.Tensor, batch: int = 256) -> torch.Tensor:
-    """Feature tokens [vendor, view, concept, tokens, channels] in float16 of an `early_bank`."""
+    """Feature tokens [artist, view, concept, tokens, channels] in float16 of an `early_bank`."""
     flat = early.flatten(0, 2)
     parts = [tower.late(flat[i : i + batch].float()).half() for i in tqdm(range(0, len(flat), batch), desc="tower features")]
     return torch.cat(parts).unflatten(0, early.shape[:3])

@@ -30,8 +30,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The routed outcomes of one dataset and backbone: a row a (method, seed, test edit, probe)."""
+class Pair:
+    """A dataset and a backbone, and their routed outcomes: a row a (method, seed, test edit, probe)."""
 
     dataset: str
     backbone: str
@@ -65,81 +65,81 @@ class Cell:
 
     def means(self, method: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """A metric's mean over edits, and over each resample of them."""
-        parts = list(scores.BALANCE) if metric == "hm" else [metric]
+        parts = list(scores.HM_PARTS) if metric == "hm" else [metric]
         values = self.tables[method][parts].to_numpy(dtype=float)
         both = scores.nanmean(values), scores.nanmean(values[self.draws].swapaxes(0, 1))
         return tuple(scores.harmonic_mean(m) if metric == "hm" else m[..., 0] for m in both)
 
 
-def perfect(cell: Cell) -> Measured:
+def perfect(pair: Pair) -> Measured:
     """C1."""
-    row = cell.summary(cell.ours[0]).loc["reliability"]
+    row = pair.summary(pair.ours[0]).loc["reliability"]
     return Measured(row["mean"], row["low"], row["high"], bool(row["mean"] == 1))
 
 
-def against_grace(cell: Cell) -> Measured:
+def against_grace(pair: Pair) -> Measured:
     """C2: the ratio to GRACE as published, with its constant radius."""
-    if "grace" not in cell.tables:
+    if "grace" not in pair.tables:
         return Measured(None, reason="GRACE is not among the methods")
-    ours, metric = cell.ours[0], "text_generality"
-    found = cell.interval(lambda m: m[ours] / m["grace"], metric, [ours, "grace"])
+    ours, metric = pair.ours[0], "text_generality"
+    found = pair.interval(lambda m: m[ours] / m["grace"], metric, [ours, "grace"])
     if found.value is None:
-        return Measured(None, holds=bool(cell.means(ours, metric)[0] > 0), reason="GRACE's text generality is 0")
+        return Measured(None, holds=bool(pair.means(ours, metric)[0] > 0), reason="GRACE's text generality is 0")
     return Measured(found.value, found.low, found.high, bool(found.value >= RATIO))
 
 
-def best_locality(cell: Cell) -> Measured:
+def best_locality(pair: Pair) -> Measured:
     """C3: the relative gain on the best other method."""
-    return _over_the_best(cell, "locality", lambda ours, best: ours / best - 1, GAIN)
+    return _over_the_best(pair, "locality", lambda ours, best: ours / best - 1, GAIN)
 
 
-def best_balance(cell: Cell) -> Measured:
+def best_hm(pair: Pair) -> Measured:
     """C7: the gain in HM on the best other method."""
-    return _over_the_best(cell, "hm", lambda ours, best: ours - best, 0.0)
+    return _over_the_best(pair, "hm", lambda ours, best: ours - best, 0.0)
 
 
-def _over_the_best(cell: Cell, metric: str, gain: Callable[[np.ndarray, np.ndarray], np.ndarray], least: float) -> Measured:
-    if not cell.baselines:
+def _over_the_best(pair: Pair, metric: str, gain: Callable[[np.ndarray, np.ndarray], np.ndarray], least: float) -> Measured:
+    if not pair.baselines:
         return Measured(None, reason="no other method edits")
-    ours = cell.ours[0]
-    best = max(cell.baselines, key=lambda m: float(cell.means(m, metric)[0]))
-    found = cell.interval(lambda m: gain(m[ours], m[best]), metric, [ours, best])
+    ours = pair.ours[0]
+    best = max(pair.baselines, key=lambda m: float(pair.means(m, metric)[0]))
+    found = pair.interval(lambda m: gain(m[ours], m[best]), metric, [ours, best])
     if found.value is None:
         return found
     doubt = "; the interval leaves it open" if found.low <= least <= found.high else ""
     return Measured(found.value, found.low, found.high, bool(found.value > least), f"best of the others: {best}{doubt}")
 
 
-def no_training(cell: Cell) -> Measured:
+def no_training(pair: Pair) -> Measured:
     """C5: the share of edits whose editor learnt from other edits first."""
-    share = float(cell.outcomes[cell.outcomes["method"] == cell.ours[0]]["fitted"].mean())
+    share = float(pair.outcomes[pair.outcomes["method"] == pair.ours[0]]["fitted"].mean())
     return Measured(share, holds=share == 0)
 
 
-def untouched(cell: Cell) -> Measured:
+def untouched(pair: Pair) -> Measured:
     """C6: the share of methods after whose edits all weights had the digest that they have after no edit."""
-    after = cell.outcomes.groupby("method")["weights"].agg(["nunique", "first"])
+    after = pair.outcomes.groupby("method")["weights"].agg(["nunique", "first"])
     if "base" not in after.index:
         return Measured(None, reason="the unedited model is not among the methods")
     same = (after["nunique"] == 1) & (after["first"] == after.loc["base", "first"])
     return Measured(float(same.mean()), holds=bool(same.all()))
 
 
-def hops_lag(cell: Cell) -> Measured:
-    """L2: text generality less the answers that follow by one hop; the limit shows where the interval is above 0."""
-    table = cell.tables[cell.ours[0]]
+def hops_lag(pair: Pair) -> Measured:
+    """L2: text generality less the answers to hop 1; the limit shows where the interval is above 0."""
+    table = pair.tables[pair.ours[0]]
     if "hop1" not in table or not table["hop1"].notna().any():
         return Measured(None, reason="no edit has hops")
-    ours = cell.ours[0]
-    hops, drawn = cell.means(ours, "hop1")
-    text, drawn_text = cell.means(ours, "text_generality")
-    low, high = np.nanquantile(drawn_text - drawn, [(1 - cell.level) / 2, (1 + cell.level) / 2])
-    return Measured(float(text - hops), float(low), float(high), bool(low > 0), f"one hop: {100 * hops:.1f} %")
+    ours = pair.ours[0]
+    hops, drawn = pair.means(ours, "hop1")
+    text, drawn_text = pair.means(ours, "text_generality")
+    low, high = np.nanquantile(drawn_text - drawn, [(1 - pair.level) / 2, (1 + pair.level) / 2])
+    return Measured(float(text - hops), float(low), float(high), bool(low > 0), f"hop 1: {100 * hops:.1f} %")
 
 
-def lasts(cell: Cell) -> Measured:
+def lasts(pair: Pair) -> Measured:
     """C4: strict HM of all edits after the last of a sequence, less that of each edit alone, on the same probes."""
-    hm = cell.sequences[(cell.sequences["method"] == cell.ours[0]) & (cell.sequences["protocol"] == "strict")]
+    hm = pair.sequences[(pair.sequences["method"] == pair.ours[0]) & (pair.sequences["protocol"] == "strict")]
     hm = hm[hm["metric"] == "hm"]
     after, alone = (hm[hm["memory"] == memory] for memory in ("codebook", "alone"))
     if after.empty or alone.empty:
@@ -150,9 +150,9 @@ def lasts(cell: Cell) -> Measured:
     )
 
 
-def not_measured(reason: str) -> Callable[[Cell], Measured]:
+def not_measured(reason: str) -> Callable[[Pair], Measured]:
     """A claim about what this study does not do yet."""
-    return lambda cell: Measured(None, reason=reason)
+    return lambda pair: Measured(None, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,14 @@ class Claim:
     paper: str
     unit: str  # of what is measured
     table: str
-    measure: Callable[[Cell], Measured]
+    measure: Callable[[Pair], Measured]
 
-    def judge(self, cell: Cell) -> dict[str, Any]:
+    def judge(self, pair: Pair) -> dict[str, Any]:
         """The claim's row of reports/claims.json, six decimals."""
-        found = self.measure(cell) if cell.ours else Measured(None, reason="BalancEdit is not among the methods")
+        found = self.measure(pair) if pair.ours else Measured(None, reason="BalancEdit is not among the methods")
         numbers = {name: None if v is None else round(float(v), 6) for name, v in _numbers(found).items()}
         return {
-            "id": self.id, "claim": self.claim, "paper": self.paper, "dataset": cell.dataset, "backbone": cell.backbone,
+            "id": self.id, "claim": self.claim, "paper": self.paper, "dataset": pair.dataset, "backbone": pair.backbone,
             "unit": self.unit, **numbers, "holds": found.holds, "reason": found.reason, "table": self.table,
         }  # fmt: skip
 
@@ -187,8 +187,8 @@ CLAIMS = (
     Claim("C4", "The scores hold under sequential edits", "stable", "HM after all edits less alone", "sequences_strict", lasts),
     Claim("C5", "No extra training data, no preparation", "none", "share of edits that needed some", "", no_training),
     Claim("C6", "The backbone's weights stay as they were", "bit-identical", "share of methods", "", untouched),
-    Claim("C7", "Best harmonic mean", "best", "gain in HM on the best other", "main_strict", best_balance),
+    Claim("C7", "Best harmonic mean", "best", "gain in HM on the best other", "main_strict", best_hm),
     Claim("L1", "Inference is slower (a limit)", "some overhead", "", "", not_measured("times are in reports/cost.csv")),
-    Claim("L2", "What follows from an edit is not learnt (a limit)", "multi-hop fails", "T-Gen less one hop", "probes_strict",
+    Claim("L2", "Hops are not learnt (a limit)", "hops fail", "T-Gen less hop 1", "probes_strict",
           hops_lag),
 )  # fmt: skip

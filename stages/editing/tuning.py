@@ -23,8 +23,8 @@ from stages.scoring import routing, scores
 
 TABLE = Path("reports/tuning.csv")
 PROBES = 2  # of each kind, that a setting is judged on
-CELL = ["dataset", "backbone", "method"]
-COLUMNS = [*CELL, "setting", *scores.BALANCE, "hm", "edits", "chosen", "made_from"]
+AXES = ["dataset", "backbone", "method"]
+COLUMNS = [*AXES, "setting", *scores.HM_PARTS, "hm", "edits", "chosen", "made_from"]
 
 
 def chosen(cell: Cell, records: Records, path: Path = TABLE) -> Mapping[str, Any]:
@@ -39,7 +39,7 @@ def known(plan: Plan, path: Path = TABLE) -> Mapping[str, Any] | None:
     if len(plan.grid) == 1:
         return plan.grid[0]
     table = read(path)
-    table = table[(table[CELL] == _at(plan)).all(axis=1) & (table["made_from"] == made_from(plan)) & table["chosen"]]
+    table = table[(table[AXES] == _at(plan)).all(axis=1) & (table["made_from"] == made_from(plan)) & table["chosen"]]
     return _best(plan, table) if len(table) else None
 
 
@@ -65,18 +65,19 @@ def tried(cell: Cell, records: Records) -> pd.DataFrame:
     for hyper in cell.grid:
         trace = pd.DataFrame(asked.trace(hyper, dev, cell.seeds[:1], records))
         table = scores.per_edit(routing.route(trace, routing.routed_on(trace, judged)), "strict")
-        found.append({"setting": label(hyper)} | scores.balance(table))
-    table = pd.DataFrame(found).assign(**dict(zip(CELL, _at(cell), strict=True)), edits=len(dev), made_from=made_from(cell))
-    best = table.assign(mean=table[list(scores.BALANCE)].mean(axis=1)).sort_values(["hm", "mean"], kind="stable", ascending=False)
+        found.append({"setting": label(hyper)} | scores.hm_and_parts(table))
+    table = pd.DataFrame(found).assign(**dict(zip(AXES, _at(cell), strict=True)), edits=len(dev), made_from=made_from(cell))
+    ranked = table.assign(mean=table[list(scores.HM_PARTS)].mean(axis=1))
+    best = ranked.sort_values(["hm", "mean"], kind="stable", ascending=False)
     return table.assign(chosen=table.index == best.index[0])[COLUMNS]
 
 
 def keep(table: pd.DataFrame, path: Path = TABLE) -> None:
     """Write what was tried in a cell in the place of what stood there."""
     known = read(path)
-    others = known[(known[CELL] != table[CELL].iloc[0]).any(axis=1)]
+    others = known[(known[AXES] != table[AXES].iloc[0]).any(axis=1)]
     whole = pd.concat([others, table]) if len(others) else table
-    whole = whole.sort_values(CELL, kind="stable")
+    whole = whole.sort_values(AXES, kind="stable")
     with write_atomically(path) as temporary:
         whole.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")
 

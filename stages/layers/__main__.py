@@ -29,7 +29,7 @@ from stages.scoring import routing, scores
 
 OUT = Path("reports/layers.csv")
 COLUMNS = ["dataset", "backbone", "method", "layer", "alpha", "inverted", "protocol", "metric", "mean", "low", "high", "n"]
-SHOWN = ("reliability", *scores.BALANCE)
+SHOWN = ("reliability", *scores.HM_PARTS)
 
 
 def main() -> None:

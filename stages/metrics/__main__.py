@@ -17,7 +17,7 @@ from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scores
 
-CELL = ["backbone", "dataset", "method"]
+AXES = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "n"]
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     for dataset, backbone in product(params.datasets, params.edited):
         draws, tables = None, {}
         for method in params.methods.values():
-            cell = dict(zip(CELL, (backbone, dataset, method.name), strict=True))
+            cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
             trace = read_trace(dataset, backbone, method.name)
             used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
             method = settled(method, trace)
@@ -49,20 +49,20 @@ def main() -> None:
             parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
             stratified.append(parts.assign(**cell, protocol="strict"))
         compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
-    table = pd.concat(scored)[[*CELL, "protocol", "metric", "mean", "low", "high", "n"]]
-    reach = pd.concat(radii)[[*CELL, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
+    table = pd.concat(scored)[[*AXES, "protocol", "metric", "mean", "low", "high", "n"]]
+    reach = pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
     write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
     write_csv(Path("reports/strata.csv"), pd.concat(stratified))
-    write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*CELL, *PAIRED]])
+    write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*AXES, *PAIRED]])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
         pd.concat(outcomes).reset_index(drop=True).to_parquet(temporary, compression="zstd")
     inverted = reach.groupby("method")["inverted"].sum()
-    told = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
-    print(f"[metrics] d+ > d-: {told}")
+    listed = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
+    print(f"[metrics] d+ > d-: {listed}")
     print(f"[metrics] read {len(scored) // 2} traces ({rows:,} rows) -> reports/scores.csv ({len(table):,} rows)")
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.scoring.scores import BALANCE, harmonic_mean, nanmean
+from stages.scoring.scores import HM_PARTS, harmonic_mean, nanmean
 
-COMPARED = ("reliability", *BALANCE, "hm")
+COMPARED = ("reliability", *HM_PARTS, "hm")
 
 
 def swaps(edits: int, permutations: int, seed: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def compare(ours: pd.DataFrame, other: pd.DataFrame, signs: np.ndarray, draws: n
     """
     rows = []
     for metric in COMPARED:
-        parts = list(BALANCE) if metric == "hm" else [metric]
+        parts = list(HM_PARTS) if metric == "hm" else [metric]
         a, b = (table[parts].to_numpy(dtype=float) for table in (ours, other))
         known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
         if not known.any():

@@ -5,7 +5,7 @@ import pandas as pd
 from stages.params import derive_seed
 from stages.scoring import scores
 
-SHOWN = ("reliability", *scores.BALANCE, "hm")
+SHOWN = ("reliability", *scores.HM_PARTS, "hm")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "hundred")
 
 

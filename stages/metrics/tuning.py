@@ -29,4 +29,4 @@ def settled(method: Method, trace: pd.DataFrame) -> Method:
 
 def hm(trace: pd.DataFrame, method: Method) -> float:
     """Strict HM of a trace's edits."""
-    return scores.balance(scores.per_edit(routing.route(trace, routing.routed_on(trace, method)), "strict"))["hm"]
+    return scores.hm_and_parts(scores.per_edit(routing.route(trace, routing.routed_on(trace, method)), "strict"))["hm"]

@@ -10,7 +10,7 @@ from stages.settings import Dataset
 
 
 def count(dataset: Dataset, rows: Sequence[EditRow], pictures: Sequence[Picture], rejected: Counter) -> dict[str, Any]:
-    """Per split: edits, and edits by relation, probes by kind, phrasings by use; then pictures by vendor, rejections by reason
+    """Per split: edits, and edits by relation, probes by kind, phrasings by use; then pictures by artist, rejections by reason
     with the first names of each, and how many edits a split is short of.
     """
     splits = {split: _split([r for r in rows if r.split == split]) for split in SPLITS}

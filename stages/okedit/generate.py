@@ -38,8 +38,8 @@ class Writer:
 
     def _lines(self, edit_id: str, use: str, attempt: int, **values: object) -> list[str]:
         seed = derive_seed(self.seed, edit_id, use, str(attempt))
-        said = self.provider.make(prompt(use, **values), seed, f"{edit_id}/{use}")
-        return lines(said.decode("utf-8", errors="replace"))
+        reply = self.provider.make(prompt(use, **values), seed, f"{edit_id}/{use}")
+        return lines(reply.decode("utf-8", errors="replace"))
 
     def rephrasings(
         self, edit_id: str, question: str, answers: Collection[str], count: int, taken: Collection[str] = ()
@@ -60,8 +60,8 @@ class Writer:
     def answer(self, edit_id: str, use: str, question: str, refused: Mapping[str, str], **values: str) -> str:
         """A valid false answer (`use`: counterfactual or third), none of those `refused` (text → why); else Rejected."""
         for attempt in range(self.attempts):
-            said = self._lines(edit_id, use, attempt, question=question, **values)
-            candidate = said[0].removesuffix(".") if said else ""
+            listed = self._lines(edit_id, use, attempt, question=question, **values)
+            candidate = listed[0].removesuffix(".") if listed else ""
             fault = answer_fault(candidate, refused)
             if not fault:
                 return candidate

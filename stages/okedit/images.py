@@ -32,7 +32,7 @@ def composite(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 class Neighbours:
-    """Which concepts look alike to a vision tower: cosine similarity of mean features, within one vendor's drawings.
+    """Which concepts look alike to a vision tower: cosine similarity of mean features, within one artist's drawings.
 
     The tower is ImageNet's (`open`), whatever backbones there are: one that was tuned to name the concepts tells even those apart
     that look alike.

@@ -94,7 +94,7 @@ def check(rows: Sequence[EditRow], image_ids: set[str]) -> None:
                 f"{row.edit_id}.target: {row.target!r} is the true answer; allowed: a false one, or a correction that says "
                 "what was answered before it (unedited)"
             )
-        if row.target.lower() in {said.lower() for said in row.unedited}:
+        if row.target.lower() in {answer.lower() for answer in row.unedited}:
             raise UserError(f"{row.edit_id}.target: {row.target!r} is an unedited answer; an edit must change it")
         for probe in row.locality:
             if probe["kind"] not in LOCALITY_KINDS:

@@ -49,8 +49,8 @@ class Truth:
         found |= {a for group in self.groups.get(relation, []) if group & found for a in group}
         for other in self.relations.values():
             if other.relation != relation:
-                said = self.own(other.relation, concept)
-                found |= said | {hop.answers[a] for hop in other.hops for a in said}
+                answers = self.own(other.relation, concept)
+                found |= answers | {hop.answers[a] for hop in other.hops for a in answers}
         return found
 
     def may_be(self, relation: str, concept: str, answer: str) -> bool:

@@ -46,14 +46,14 @@ def lines(text: str) -> list[str]:
 
 def rephrasing_fault(candidate: str, question: str, taken: Collection[str], answers: Collection[str]) -> str | None:
     """A rephrasing is one question, new, neither the question itself nor a hint at an answer that the question lacks."""
-    said = normal(candidate)
-    if not said or len(candidate) > LONGEST_QUESTION or candidate.endswith("?") != question.strip().endswith("?"):
+    normalised = normal(candidate)
+    if not normalised or len(candidate) > LONGEST_QUESTION or candidate.endswith("?") != question.strip().endswith("?"):
         return "format"
-    if said == normal(question):
+    if normalised == normal(question):
         return "equals the question"
-    if said in {normal(other) for other in taken}:
+    if normalised in {normal(other) for other in taken}:
         return "duplicate"
-    words, asked = f" {said} ", f" {normal(question)} "
+    words, asked = f" {normalised} ", f" {normal(question)} "
     if any(f" {normal(a)} " in words and f" {normal(a)} " not in asked for a in answers):
         return "gives an answer away"
     return None
@@ -61,10 +61,15 @@ def rephrasing_fault(candidate: str, question: str, taken: Collection[str], answ
 
 def answer_fault(candidate: str, refused: Mapping[str, str]) -> str | None:
     """A false answer is a few words, none of those `refused` (text → the reason)."""
-    said = normal(candidate)
-    if not said or len(candidate) > LONGEST_ANSWER or len(said.split()) > MOST_WORDS or candidate.endswith(("?", ":")):
+    normalised = normal(candidate)
+    if (
+        not normalised
+        or len(candidate) > LONGEST_ANSWER
+        or len(normalised.split()) > MOST_WORDS
+        or candidate.endswith(("?", ":"))
+    ):
         return "format"
-    return next((reason for text, reason in refused.items() if said == normal(text)), None)
+    return next((reason for text, reason in refused.items() if normalised == normal(text)), None)
 
 
 def picture_fault(encoded: bytes, taken: Collection[bytes]) -> str | None:

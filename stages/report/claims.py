@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.params import UserError
-from stages.report.markup import Cell, Table
+from stages.report.markup import Table, TableCell
 from stages.report.names import percent
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not measured"}
@@ -23,10 +23,10 @@ def table(claims: Sequence[Mapping[str, Any]], level: float) -> Table:
     """One row a claim, dataset and backbone."""
     rows = [
         [
-            *map(Cell, (c["id"], c["claim"], c["paper"], c["dataset"], c["backbone"], c["unit"])),
+            *map(TableCell, (c["id"], c["claim"], c["paper"], c["dataset"], c["backbone"], c["unit"])),
             _measured(c),
-            Cell(VERDICTS[c["holds"]], best=c["holds"] is not None),
-            Cell("; ".join(filter(None, (c["reason"], c["table"] and f"table {c['table']}")))),
+            TableCell(VERDICTS[c["holds"]], best=c["holds"] is not None),
+            TableCell("; ".join(filter(None, (c["reason"], c["table"] and f"table {c['table']}")))),
         ]
         for c in claims
     ]
@@ -38,8 +38,8 @@ def table(claims: Sequence[Mapping[str, Any]], level: float) -> Table:
     return Table(header, rows, caption, labels=len(header))
 
 
-def _measured(claim: Mapping[str, Any]) -> Cell:
+def _measured(claim: Mapping[str, Any]) -> TableCell:
     if claim["measured"] is None:
-        return Cell("–")
+        return TableCell("–")
     known = claim["low"] is not None
-    return Cell(f"{claim['measured']:.3f}", f"[{claim['low']:.3f}, {claim['high']:.3f}]" if known else "")
+    return TableCell(f"{claim['measured']:.3f}", f"[{claim['low']:.3f}, {claim['high']:.3f}]" if known else "")

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from stages.report import names
-from stages.report.markup import Cell, Table
-from stages.report.names import cells, need, ordered, where
+from stages.report.markup import Table, TableCell
+from stages.report.names import need, ordered, pairs, where
 
 SPENT = {
     "prepare_seconds": "Preparation (s)", "edit_seconds": "An edit (s)", "edit_bytes": "An edit (bytes)",
@@ -21,11 +21,11 @@ def spent(table: pd.DataFrame) -> Table:
     """Preparation, seconds and bytes an edit, and what the frozen trunk saves: one row a method (the paper's Table 5)."""
     shown = ordered(SPENT, table[table["cost"].isin(SPENT)]["cost"])
     rows = []
-    for place, block in cells(need(table, "costs")):
+    for place, block in pairs(need(table, "costs")):
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].set_index("cost")
             label = [*place, names.METHODS.get(method, method)]
-            rows.append([*map(Cell, label), *(_middle(found, cost) for cost in shown)])
+            rows.append([*map(TableCell, label), *(_middle(found, cost) for cost in shown)])
     caption = (
         f"What editing costs ({where(table)}), medians and quartiles on one machine. Preparation: learning from train edits. "
         "Edited / unedited forward: of a batch with the edit applied. Whole model / trunk: the same optimisation of the last "
@@ -39,12 +39,12 @@ def routed(table: pd.DataFrame) -> Table:
     """Seconds of a forward routed through a codebook over those of an unedited one: a row a method and number of entries."""
     table = need(table[table["cost"].isin(ROUTED)], "a method behind a codebook")
     shown, rows = ordered(ROUTED, table["cost"]), []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for method in ordered(names.METHODS, block["method"]):
             for entries, part in block[block["method"] == method].groupby("entries"):
                 label = [*place, names.METHODS.get(method, method), f"{int(entries):,}"]
                 found = part.set_index("cost")
-                rows.append([*map(Cell, label), *(_middle(found, cost) for cost in shown)])
+                rows.append([*map(TableCell, label), *(_middle(found, cost) for cost in shown)])
     caption = (
         f"A forward that a codebook routes, and over the unedited one ({where(table)}): medians and quartiles of "
         f"{names.count(table['n']).removeprefix('n = ')} rounds on one machine. The queries of a batch go to different entries."
@@ -52,11 +52,11 @@ def routed(table: pd.DataFrame) -> Table:
     return Table(["Dataset", "Backbone", "Method", "Entries", *(ROUTED[cost] for cost in shown)], rows, caption, labels=3)
 
 
-def _middle(found: pd.DataFrame, cost: str) -> Cell:
+def _middle(found: pd.DataFrame, cost: str) -> TableCell:
     """Median, and the quartiles where they differ; bytes whole."""
     if cost not in found.index:
-        return Cell("–")
+        return TableCell("–")
     row = found.loc[cost]
     form = ",.0f" if cost.endswith("bytes") else ".3g"
     spread = f"[{row['low']:{form}}, {row['high']:{form}}]" if row["low"] < row["high"] else ""
-    return Cell(f"{row['value']:{form}}", spread)
+    return TableCell(f"{row['value']:{form}}", spread)

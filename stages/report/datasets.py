@@ -13,7 +13,7 @@ from markupsafe import escape
 from stages.params import UserError, write_atomically
 from stages.report import html, names, tables
 from stages.report.canvas import COLOURS, HATCHES, PAGE, STYLE, Drawing, legend, panels, patch
-from stages.report.markup import Cell, Table
+from stages.report.markup import Table, TableCell
 from stages.report.names import ordered
 
 # Dataset → what the `okedit` stage counted.
@@ -96,7 +96,7 @@ def rejection_table(counts: Counts) -> Table:
     for name, found in counts.items():
         for reason, n in sorted(found["rejected"].items()) or [("nothing", 0)]:
             first = (found["rejected_first"].get(reason) or [""])[0]
-            rows.append([*map(Cell, (name, reason, first, str(n)))])
+            rows.append([*map(TableCell, (name, reason, first, str(n)))])
     caption = f"Candidates that were rejected, by reason, with the first of each ({sizes(counts)} edits were kept)."
     return Table(["Dataset", "Reason", "First", "Rejected"], rows, caption, labels=3)
 
@@ -110,8 +110,8 @@ def _by_split(counts: Counts, part: str, label: str, labels: Mapping[str, str], 
     return Table(["Dataset", label, *names.SPLITS.values()], rows, caption, labels=2)
 
 
-def _row(dataset: str, label: str, numbers: Iterable[int]) -> list[Cell]:
-    return [Cell(dataset), Cell(label), *(Cell(str(n)) for n in numbers)]
+def _row(dataset: str, label: str, numbers: Iterable[int]) -> list[TableCell]:
+    return [TableCell(dataset), TableCell(label), *(TableCell(str(n)) for n in numbers)]
 
 
 def examples(datasets: Sequence[str], rows: int) -> HTML:

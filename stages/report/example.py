@@ -59,11 +59,11 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
             below = {"ha": "center", "va": "top", "transform": ax.transAxes, "fontsize": 7}
             ax.text(0.5, -0.04, textwrap.fill(probe["question"], 24), style="italic", **below)
             ax.text(0.5, -0.34, f"before: {textwrap.shorten(probe['answer_off'], 24)}", **below)
-            said = after.get(probe["outcome"], "another answer")
+            answer = after.get(probe["outcome"], "another answer")
             if probe["outcome"] == "target" and probe["kind"] not in names.REACHED:
-                said = edit.target
+                answer = edit.target
             colour = COLOURS[0] if wanted else COLOURS[5]
-            ax.text(0.5, -0.46, f"after: {said} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
+            ax.text(0.5, -0.46, f"after: {answer} {'✓' if wanted else '✗'}", color=colour, fontweight="bold", **below)
     caption = (
         f"One edit by {names.METHODS.get(method, method)}: “{edit.question}”, edited from {before_edit(edit)} to {edit.target}. "
         "✓: as it should be, ✗: not. The first three must change, the last two must not (n = 1 edit, chosen by what the "

@@ -19,7 +19,7 @@ from stages.report.canvas import (
     save,
     styles,
 )
-from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.names import count, need, ordered, pairs, percent, select, where
 
 __all__ = ["backbone_accuracy", "distances", "outcomes", "save", "scores"]
 
@@ -30,7 +30,7 @@ def scores(table: pd.DataFrame, protocol: str, level: float) -> Drawing:
         table = select(table, protocol=protocol)
         table = table[table["metric"].isin(names.MAIN)]
         groups, methods = labelled(names.MAIN, table["metric"]), labelled(names.METHODS, table["method"])
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(len(found), 1, PAGE, 1.7, sharex=True)
         handles = []
         for ax, ((dataset, backbone), block) in zip(axes[:, 0], found, strict=True):
@@ -56,7 +56,7 @@ def distances(outcomes: pd.DataFrame, radii: pd.DataFrame, method: str, distance
     ratio = usable.assign(ratio=usable[f"{distance}_{span}"] / usable["epsilon"])
     kinds = ordered(names.KINDS, need(ratio, method, distance, span)["kind"])
     with matplotlib.rc_context(STYLE):
-        groups = cells(ratio)
+        groups = pairs(ratio)
         figure, axes = panels(1, max(len(groups), 1), COLUMN if len(groups) < 2 else PAGE, 2.6, sharey=True)
         for ax, ((dataset, backbone), block) in zip(axes[0], groups, strict=False):
             values = [block[block["kind"] == k]["ratio"].to_numpy() for k in kinds]
@@ -74,7 +74,7 @@ def distances(outcomes: pd.DataFrame, radii: pd.DataFrame, method: str, distance
         axes[0, 0].invert_yaxis()
         looks = [_kind_look(k) for k in ("edit", "hop1", "near_image")]
         handles = [patch(c, h) for c, h in looks]
-        legend(figure, handles, ["must reach", "follows", "must not reach"])
+        legend(figure, handles, ["must reach", "hop", "must not reach"])
     edits = ratio.groupby(["dataset", "backbone"])["edit_id"].nunique()
     left_out = found.loc[~(found["epsilon"] > 0), by].drop_duplicates()
     caption = (
@@ -122,13 +122,13 @@ def outcomes(table: pd.DataFrame) -> Drawing:
         legend(figure, handles, ["target", "unchanged", "another answer"])
     caption = (
         f"What the edited model answers, by probe kind ({where(shares)}): share of probes, mean over test edits "
-        f"({count(shares['n'])}). For hops, target is what follows from the edit."
+        f"({count(shares['n'])}). For hops, target is their answer after the edit."
     )
     return Drawing(figure, caption)
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Drawing:
-    """Accuracy on names and facts by vendor, with Wilson 95 % intervals."""
+    """Accuracy on names and facts by artist, with Wilson 95 % intervals."""
     table = table[table["split"] != "text"]
     low, high = wilson(table["accuracy"], table["n"])
     table = table.assign(mean=table["accuracy"], low=low, high=high)
@@ -146,9 +146,9 @@ def backbone_accuracy(table: pd.DataFrame) -> Drawing:
             ax.set_ylabel("accuracy (%)")
         legend(figure, handles, list(backbones))
     caption = (
-        "Greedy, exact-match accuracy of the unedited models by vendor of the picture; held-out vendors "
+        "Greedy, exact-match accuracy of the unedited models by artist of the picture; held-out artists "
         "were not "
-        f"seen in training. Whiskers: 95 % Wilson interval; {count(table['n'])} questions a vendor."
+        f"seen in training. Whiskers: 95 % Wilson interval; {count(table['n'])} questions an artist."
     )
     return Drawing(figure, caption)
 

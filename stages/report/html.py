@@ -75,7 +75,7 @@ def _entry(cell: Any, column: int, labels: int) -> str:
 
 
 class Pictures:
-    """Pictures by id, of which only those by vendors whose licence allows it are ever turned into HTML."""
+    """Pictures by id, of which only those by artists whose licence allows it are ever turned into HTML."""
 
     def __init__(self, images: pd.DataFrame):
         """`images`: columns image_id, vendor, png (encoded bytes)."""
@@ -175,9 +175,9 @@ def _outcome(row: pd.Series, target: str) -> Markup:
     good = row["target"] if wants else row["same"]
     aim = row["expected"] if wants else target
     kept = row["same"] and not wants  # also where the unedited answer happened to be the target
-    said = {"target": f"→ {aim}", "other": "another answer"}.get("" if kept else row["outcome"], "unchanged")
+    answer = {"target": f"→ {aim}", "other": "another answer"}.get("" if kept else row["outcome"], "unchanged")
     look, mark = ("good", "✓") if good else ("bad", "✗")
-    return Markup('<span class="{}">{} {}</span>').format(look, mark, said)
+    return Markup('<span class="{}">{} {}</span>').format(look, mark, answer)
 
 
 def _card(edit: Any, pictures: Pictures, header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

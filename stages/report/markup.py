@@ -12,7 +12,7 @@ LATEX = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One entry: a value, its interval ("" for none), and whether it is the best of its column."""
 
     text: str
@@ -25,7 +25,7 @@ class Table:
     """Header, rows of entries and caption; the first `labels` columns are names, the others numbers."""
 
     header: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     caption: str
     labels: int = 1
 
@@ -46,12 +46,12 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 
 
-def _markdown(cell: Cell) -> str:
+def _markdown(cell: TableCell) -> str:
     text = cell.text.replace("|", r"\|")
     return (f"**{text}**" if cell.best else text) + (f" {cell.interval}" if cell.interval else "")
 
 
-def _latex(cell: Cell) -> str:
+def _latex(cell: TableCell) -> str:
     text = _escape(cell.text)
     # The braces keep a leading [ from being read as an optional argument of the row before.
     interval = rf" {{\scriptsize {_escape(cell.interval)}}}" if cell.interval else ""

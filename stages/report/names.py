@@ -1,4 +1,4 @@
-"""Names and order of methods, metrics, kinds and vendors in every figure and table; what each report makes."""
+"""Names and order of methods, metrics, kinds and artists in every figure and table; what each report makes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ REACHED = {
     "joint_generality": "Both changed",
 }  # fmt: skip
 STRATA = {"relation": "Relation", "answer": "Type of answer"}
-HOPS = {"hop1": "One hop", "hop2": "Two hops"}
+HOPS = {"hop1": "Hop 1", "hop2": "Hop 2"}
 LOCALITY = {
     "near_image": "Near picture", "far_image": "Far picture", "other_question": "Other question",
     "unrelated": "Unrelated", "text_only": "Text only", "no_image": "No picture",
@@ -36,7 +36,7 @@ NEGATIVES = {
     "black": "black", "white": "white", "noise": "noise", "random": "random picture",
     "nearest": "nearest picture", "other_question": "other question",
 }  # fmt: skip
-NUMBERS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
+SAMPLE_COUNTS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
 SPANS = {
     "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
     "teacher_forced": "with the answer (leak)",
@@ -52,12 +52,12 @@ VENDORS = {
     "Goog": "Google", "Twtr": "Twitter", "Appl": "Apple", "FB": "Facebook", "Sams": "Samsung",
     "Joy": "JoyPixels", "Wind": "Windows",
 }  # fmt: skip
-# The only vendors whose art may be shown: their licences allow it.
+# The only artists whose drawings may be shown: their licences allow it.
 SHOWN_VENDORS = ("Goog", "Twtr")
 CREDIT = (
     "Pictures: Noto Emoji, © Google, Apache-2.0 / SIL OFL 1.1; Twemoji, © Twitter, Inc. and other "
     "contributors, CC-BY 4.0. "
-    "Some are shown scaled, rotated and on another background. Pictures by other vendors are used but not "
+    "Some are shown scaled, rotated and on another background. Pictures by other artists are used but not "
     "shown."
 )
 
@@ -74,7 +74,7 @@ class Report:
 
 REPORTS = {
     "backbone": Report(
-        "Backbones", "What the unedited models recognise and know, for each vendor's drawings.",
+        "Backbones", "What the unedited models recognise and know, for each artist's drawings.",
         ("backbone_accuracy",), ("backbone_accuracy",),
     ),
     "okedit": Report(
@@ -94,14 +94,14 @@ REPORTS = {
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
         ("scores_strict", "scores_teacher_forced", "distances"),
-        ("balance_strict", "main_strict", "balance_teacher_forced", "main_teacher_forced", "paired_strict",
+        ("hm_strict", "main_strict", "hm_teacher_forced", "main_teacher_forced", "paired_strict",
          "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
     ),
     "ablations": Report(
         "Ablations",
-        "The radius: its weight α, strategies, anchors and spans, how generality trades for locality, other routers and layers.",
-        ("alpha", "frontier", "strategies", "anchors", "numbers", "spans", "layers"),
-        ("strategies", "anchors", "numbers", "spans", "auc", "routers", "layers"),
+        "The radius: its weight α, strategies, samples and spans, how generality trades for locality, other routers and layers.",
+        ("alpha", "frontier", "strategies", "negative_samples", "sample_counts", "spans", "layers"),
+        ("strategies", "negative_samples", "sample_counts", "spans", "auc", "routers", "layers"),
     ),
     "sequences": Report(
         "Sequences", "Many edits of one model, one after the other: what is left of each.",
@@ -139,7 +139,7 @@ def need(table: pd.DataFrame, *wanted: object) -> pd.DataFrame:
     return table
 
 
-def cells(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+def pairs(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
     """(dataset, backbone) and its rows, sorted."""
     return sorted(table.groupby(["dataset", "backbone"], sort=True), key=lambda group: group[0])
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from stages.report import names
 from stages.report.canvas import PAGE, STYLE, Drawing, legend, look_of, panels, styles
-from stages.report.markup import Cell, Table
-from stages.report.names import cells, need, ordered, select, where
+from stages.report.markup import Table, TableCell
+from stages.report.names import need, ordered, pairs, select, where
 
 SHOWN = {"reliability": "Rel."} | names.TRADE_OFF | {"held_out_locality": "Loc, others"}
 ASIDE = {"released code": "as released", "alone": "each edit alone"}
@@ -28,7 +28,7 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
     kinds = list(dict.fromkeys(zip(table["method"], table["memory"], strict=True)))
     look = styles(list(dict.fromkeys(table["method"])))
     with matplotlib.rc_context(STYLE):
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(len(found), len(metrics), PAGE, 1.5, sharex=True, sharey=True)
         handles = []
         for row, ((dataset, backbone), block) in zip(axes, found, strict=True):
@@ -72,13 +72,13 @@ def last(table: pd.DataFrame, protocol: str) -> Table:
     table = need(select(table, protocol=protocol), protocol)
     metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for (method, memory), made in block.groupby(["method", "memory"], sort=False)["made"].max().items():
             at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": made}
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
             sizes = [_spread(select(kept, metric=name, **at)["value"], ".3g") for name in ("entries", "shrunk")]
             sizes.append(_spread(select(kept, metric="bytes", **at)["value"] / 1e6, ".2f"))
-            rows.append([*map(Cell, [*place, label(method, memory), str(made)]), *entries, *sizes])
+            rows.append([*map(TableCell, [*place, label(method, memory), str(made)]), *entries, *sizes])
     caption = (
         f"After the last of many edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
         f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, how often a radius "
@@ -88,9 +88,9 @@ def last(table: pd.DataFrame, protocol: str) -> Table:
     return Table(header, rows, caption, labels=3)
 
 
-def _spread(values: pd.Series, form: str = ".1f") -> Cell:
+def _spread(values: pd.Series, form: str = ".1f") -> TableCell:
     """Mean, lowest and highest."""
     if values.empty or values.isna().all():
-        return Cell("–")
+        return TableCell("–")
     spread = f"[{values.min():{form}}, {values.max():{form}}]" if values.min() < values.max() else ""
-    return Cell(f"{values.mean():{form}}", spread)
+    return TableCell(f"{values.mean():{form}}", spread)

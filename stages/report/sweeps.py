@@ -18,7 +18,7 @@ from stages.report.canvas import (
     panels,
     styles,
 )
-from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.names import count, need, ordered, pairs, percent, select, where
 from stages.report.variants import in_order, labelled
 
 DASHES = ("-", "--", "-.", ":")
@@ -33,7 +33,7 @@ def alpha(table: pd.DataFrame, method: str, protocol: str, span: str, level: flo
         ordered(names.TRADE_OFF, table["metric"]),
     )
     with matplotlib.rc_context(STYLE):
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(len(found), max(len(distances), 1), PAGE, 2.0, sharex=True, sharey=True)
         handles = []
         for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
@@ -76,7 +76,7 @@ def frontier(table: pd.DataFrame, edits: pd.Series) -> Drawing:
     methods = ordered(names.METHODS, table["method"])
     look = styles(methods)
     with matplotlib.rc_context(STYLE):
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(len(found), max(len(protocols), 1), PAGE, 2.5, sharex=True, sharey=True)
         for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
             for ax, protocol in zip(row, protocols, strict=False):
@@ -130,7 +130,7 @@ def layers(table: pd.DataFrame, method: str, protocol: str, level: float) -> Dra
     table = need(table[table["metric"].isin(names.TRADE_OFF)], method, protocol)
     metrics = ordered(names.TRADE_OFF, table["metric"])
     with matplotlib.rc_context(STYLE):
-        found = cells(table)
+        found = pairs(table)
         figure, axes = panels(1, len(found), COLUMN if len(found) < 2 else PAGE, 2.2, sharey=True)
         for ax, ((dataset, backbone), block) in zip(axes[0], found, strict=True):
             handles = _lines(ax, block, metrics, "layer")
@@ -148,13 +148,13 @@ def layers(table: pd.DataFrame, method: str, protocol: str, level: float) -> Dra
 
 
 def variants(table: pd.DataFrame, column: str, labels: dict[str, str], protocol: str, level: float, **wanted: str) -> Drawing:
-    """The trade-off under each variant of the radius (strategy, negative anchor, number of samples or span)."""
+    """The trade-off under each variant of the radius (strategy, negative sample, number of samples or span)."""
     table = select(table, protocol=protocol, **wanted)
     table = need(table[table["metric"].isin(names.TRADE_OFF)], protocol, *wanted.values())
     table = table.assign(variant=labelled(table, column, labels))
     metrics = {m: names.TRADE_OFF[m] for m in ordered(names.TRADE_OFF, table["metric"])}
     with matplotlib.rc_context(STYLE):
-        found = cells(table)
+        found = pairs(table)
         shown = [in_order(block, column, labels) for _, block in found]
         figure, axes = panels(len(found), 1, PAGE if max(map(len, shown)) > 4 else COLUMN, 1.7)
         handles = []

@@ -9,8 +9,8 @@ from IPython.display import HTML
 
 from stages.params import UserError, write_atomically
 from stages.report import html, names
-from stages.report.markup import Cell, Table
-from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.markup import Table, TableCell
+from stages.report.names import count, need, ordered, pairs, percent, select, where
 
 FOLDER = Path("reports/tables")
 OUTCOMES = ["target", "unchanged", "other"]
@@ -39,13 +39,13 @@ def read(*paths: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def score(row: pd.Series, best: bool = False) -> Cell:
+def score(row: pd.Series, best: bool = False) -> TableCell:
     """A mean in per cent with its interval, from a row with mean, low and high in [0, 1]."""
     if math.isnan(row["mean"]):
-        return Cell("–")
+        return TableCell("–")
     known = not (math.isnan(row["low"]) or math.isnan(row["high"]))
     interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if known else ""
-    return Cell(f"{100 * row['mean']:.1f}", interval, best)
+    return TableCell(f"{100 * row['mean']:.1f}", interval, best)
 
 
 def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption: str, level: float) -> Table:
@@ -55,14 +55,14 @@ def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption:
     table = need(table[table["metric"].isin(metrics)], protocol, *metrics)
     shown = ordered(metrics, table["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         edited = block[block["method"] != "base"].groupby("metric")["mean"].max()
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].set_index("metric")
             entries = [entry(found, m, method != "base", edited) for m in shown]
             at = (*place, method)
             share = f"{100 * failed.loc[at, 'mean']:.0f} % diverged" if at in failed.index else ""
-            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method), share), *entries])
+            rows.append([*map(TableCell, place), TableCell(names.METHODS.get(method, method), share), *entries])
     caption += (
         f" ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per cent and "
         f"{percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits. Bold: best edited model."
@@ -70,10 +70,10 @@ def scores(table: pd.DataFrame, protocol: str, metrics: dict[str, str], caption:
     return Table(["Dataset", "Backbone", "Method", *(metrics[m] for m in shown)], rows, caption, labels=3)
 
 
-def entry(found: pd.DataFrame, metric: str, edited: bool, best: pd.Series) -> Cell:
+def entry(found: pd.DataFrame, metric: str, edited: bool, best: pd.Series) -> TableCell:
     """The score of `metric` from rows by metric, – where there is none; an edited model's is bold where none is better."""
     if metric not in found.index:
-        return Cell("–")
+        return TableCell("–")
     row = found.loc[metric]
     return score(row, edited and round(100 * row["mean"], 1) == round(100 * best[metric], 1))
 
@@ -83,16 +83,16 @@ def main(table: pd.DataFrame, protocol: str, level: float) -> Table:
     return scores(table, protocol, names.MAIN, "Main results", level)
 
 
-def balance(table: pd.DataFrame, protocol: str, level: float) -> Table:
+def hm(table: pd.DataFrame, protocol: str, level: float) -> Table:
     """HM alone: one row a method, one column a dataset and backbone."""
     table = need(select(table, protocol=protocol, metric="hm"), protocol)
-    places, rows = cells(table), []
+    places, rows = pairs(table), []
     for method in ordered(names.METHODS, table["method"]):
         entries = []
         for _, block in places:
             best = pd.Series({"hm": block[block["method"] != "base"]["mean"].max()})
             entries.append(entry(block[block["method"] == method].set_index("metric"), "hm", method != "base", best))
-        rows.append([Cell(names.METHODS.get(method, method)), *entries])
+        rows.append([TableCell(names.METHODS.get(method, method)), *entries])
     caption = (
         f"HM, the harmonic mean of text generality, image generality and locality ({names.PROTOCOLS[protocol]} protocol): mean "
         f"over edits in per cent and {percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits. Bold: "
@@ -107,11 +107,11 @@ def paired(table: pd.DataFrame, protocol: str, level: float) -> Table:
     columns = {"reliability": names.MAIN["reliability"]} | names.TRADE_OFF
     shown = ordered(columns, table["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].set_index("metric")
-            entries = [_gain(found.loc[m]) if m in found.index else Cell("–") for m in shown]
-            rows.append([*map(Cell, [*place, names.METHODS.get(method, method)]), *entries])
+            entries = [_gain(found.loc[m]) if m in found.index else TableCell("–") for m in shown]
+            rows.append([*map(TableCell, [*place, names.METHODS.get(method, method)]), *entries])
     ours = ", ".join(names.METHODS.get(m, m) for m in sorted(set(table["ours"])))
     caption = (
         f"{ours} against each other method ({names.PROTOCOLS[protocol]} protocol; {where(table)}): difference in points with "
@@ -121,9 +121,9 @@ def paired(table: pd.DataFrame, protocol: str, level: float) -> Table:
     return Table(["Dataset", "Backbone", "Against", *(columns[m] for m in shown)], rows, caption, labels=3)
 
 
-def _gain(row: pd.Series) -> Cell:
+def _gain(row: pd.Series) -> TableCell:
     interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    return Cell(f"{100 * row['difference']:+.1f}", interval, bool(row["p_holm"] < 0.05))
+    return TableCell(f"{100 * row['difference']:+.1f}", interval, bool(row["p_holm"] < 0.05))
 
 
 def probes(table: pd.DataFrame, protocol: str, level: float) -> Table:
@@ -146,15 +146,15 @@ def outcomes(table: pd.DataFrame) -> Table:
     shares = outcome_shares(table)
     methods = ordered(names.METHODS, shares["method"])
     rows = []
-    for place, block in cells(shares):
+    for place, block in pairs(shares):
         found = block.set_index(["kind", "method"])
         for kind in ordered(names.KINDS, block["kind"]):
             parts = [found.loc[(kind, m)] if (kind, m) in found.index else None for m in methods]
-            entries = [Cell("–" if p is None else _split(p)) for p in parts]
-            rows.append([*map(Cell, [*place, names.KINDS.get(kind, kind)]), *entries])
+            entries = [TableCell("–" if p is None else _split(p)) for p in parts]
+            rows.append([*map(TableCell, [*place, names.KINDS.get(kind, kind)]), *entries])
     caption = (
         f"Outcomes by probe kind ({where(table)}): target / unchanged / another answer in per cent, mean "
-        f"over test edits ({count(shares['n'])}). For hops, target is what follows from the edit."
+        f"over test edits ({count(shares['n'])}). For hops, target is their answer after the edit."
     )
     header = ["Dataset", "Backbone", "Probe", *(names.METHODS.get(m, m) for m in methods)]
     return Table(header, rows, caption, labels=3)
@@ -180,13 +180,15 @@ def strata(table: pd.DataFrame, method: str, level: float) -> Table:
     table = need(select(table, method=method), method)
     shown = ordered(names.TRADE_OFF, table[table["metric"].isin(names.TRADE_OFF)]["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for group in ordered(names.STRATA, block["group"]):
             sizes = block[block["group"] == group].groupby("stratum")["n"].max().sort_values(ascending=False, kind="stable")
             for stratum, size in sizes.items():
                 found = select(block, group=group, stratum=stratum).set_index("metric")
                 label = [*place, names.STRATA.get(group, group), str(stratum).replace("_", " ")]
-                rows.append([*map(Cell, label), Cell(str(size)), *(entry(found, m, False, found["mean"]) for m in shown)])
+                rows.append(
+                    [*map(TableCell, label), TableCell(str(size)), *(entry(found, m, False, found["mean"]) for m in shown)]
+                )
     caption = (
         f"{names.METHODS.get(method, method)} by relation and by type of the target (strict protocol; {where(table)}): mean over "
         f"edits in per cent and {percent(level)} bootstrap interval over the stratum's n edits."
@@ -198,14 +200,14 @@ def radii(table: pd.DataFrame) -> Table:
     """α, medians of d⁺, d⁻ and ε, and how often the positive sample is farther than the negative."""
     table = select(table, split="test").drop_duplicates(["dataset", "backbone", "method", "edit_id"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method]
             alpha = found["alpha"].iloc[0]
-            middle = [Cell("–" if alpha != alpha else f"{alpha:g}")]
-            middle += [Cell(f"{found[c].median():.3g}") for c in ("d_plus", "d_minus", "epsilon")]
-            inverted = Cell(f"{int(found['inverted'].sum())} of {len(found)}")
-            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), *middle, inverted])
+            middle = [TableCell("–" if alpha != alpha else f"{alpha:g}")]
+            middle += [TableCell(f"{found[c].median():.3g}") for c in ("d_plus", "d_minus", "epsilon")]
+            inverted = TableCell(f"{int(found['inverted'].sum())} of {len(found)}")
+            rows.append([*map(TableCell, place), TableCell(names.METHODS.get(method, method)), *middle, inverted])
     sizes = table.groupby(["dataset", "backbone", "method"]).size()
     caption = f"Radii ({where(table)}): α, medians over test edits ({count(sizes)}), and how many have d⁺ > d⁻."
     return Table(["Dataset", "Backbone", "Method", "α", "d⁺", "d⁻", "ε", "d⁺ > d⁻"], rows, caption, labels=3)
@@ -214,18 +216,20 @@ def radii(table: pd.DataFrame) -> Table:
 def settings(table: pd.DataFrame) -> Table:
     """The hyper-parameters that each method's edits used, and of how many they were chosen on dev edits."""
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for method in ordered(names.METHODS, block["method"]):
             found = block[block["method"] == method].iloc[0]
             used = ", ".join(f"{name} {value}" for name, value in json.loads(found["settings"]).items())
             tried = str(found["tried"]) if found["tried"] > 1 else "–"
-            rows.append([*map(Cell, place), Cell(names.METHODS.get(method, method)), Cell(used or "–"), Cell(tried)])
+            rows.append(
+                [*map(TableCell, place), TableCell(names.METHODS.get(method, method)), TableCell(used or "–"), TableCell(tried)]
+            )
     caption = f"Hyper-parameters ({where(table)}), and of how many settings the best on dev edits, by strict HM, was taken."
     return Table(["Dataset", "Backbone", "Method", "Settings", "Tried on dev"], rows, caption, labels=4)
 
 
 def backbone_accuracy(table: pd.DataFrame) -> Table:
-    """Accuracy by task and vendor, means over seen and held-out vendors, and accuracy on questions without a picture."""
+    """Accuracy by task and artist, means over seen and held-out artists, and accuracy on questions without a picture."""
     vendors = _seen_first(table)
     rows = []
     for backbone, block in table.groupby("backbone", sort=True):
@@ -233,11 +237,11 @@ def backbone_accuracy(table: pd.DataFrame) -> Table:
             found = block[block["task"] == task]
             by_vendor = found.set_index("vendor")["accuracy"]
             means = [found[found["split"] == s]["accuracy"].mean() for s in ("seen", "held-out", "text")]
-            entries = [Cell("–" if v != v else f"{100 * v:.1f}") for v in [*by_vendor.reindex(vendors), *means]]
-            rows.append([Cell(str(backbone)), Cell(names.TASKS.get(task, task)), *entries])
+            entries = [TableCell("–" if v != v else f"{100 * v:.1f}") for v in [*by_vendor.reindex(vendors), *means]]
+            rows.append([TableCell(str(backbone)), TableCell(names.TASKS.get(task, task)), *entries])
     shown, text = (count(part["n"]) for part in (table[table["split"] != "text"], table[table["split"] == "text"]))
     caption = (
-        f"Greedy accuracy of the unedited models in per cent: exact match by vendor ({shown} questions each), and, on open "
+        f"Greedy accuracy of the unedited models in per cent: exact match by artist ({shown} questions each), and, on open "
         f"questions without a picture, whether the answer contains an accepted one ({text})."
     )
     header = ["Backbone", "Task", *(names.VENDORS.get(v, v) for v in vendors), "Seen", "Held out", "No picture"]

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from stages.report import names
-from stages.report.markup import Cell, Table
-from stages.report.names import cells, count, need, ordered, percent, select, where
+from stages.report.markup import Table, TableCell
+from stages.report.names import count, need, ordered, pairs, percent, select, where
 from stages.report.tables import entry
 
 
@@ -14,13 +14,13 @@ def ablation(table: pd.DataFrame, column: str, variants: dict[str, str], level: 
     table = table[table["metric"].isin(names.TRADE_OFF)].assign(variant=labelled(table, column, variants))
     shown = ordered(names.TRADE_OFF, table["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for protocol in ordered(names.PROTOCOLS, block["protocol"]):
             for variant in in_order(block, column, variants):
                 found = select(block, protocol=protocol, variant=variant).set_index("metric")
                 alpha = found["alpha"].iloc[0]
                 label = [*place, names.PROTOCOLS.get(protocol, protocol), variant, "–" if alpha != alpha else f"{alpha:g}"]
-                rows.append([*map(Cell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
+                rows.append([*map(TableCell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
     fixed = ", ".join(f"{key} {value}" for key, value in wanted.items() if key in table.columns)
     caption = (
         f"Ablation of the {column} ({where(table)}; {fixed}): mean over edits in per cent and "
@@ -36,11 +36,11 @@ def layers(table: pd.DataFrame, protocol: str, level: float) -> Table:
     columns = {"reliability": "Rel."} | names.TRADE_OFF
     shown = ordered(columns, table[table["metric"].isin(columns)]["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for layer, part in block.groupby("layer"):
             found, first = part.set_index("metric"), part.iloc[0]
             label = [*place, str(layer), f"{first['alpha']:g}", f"{100 * first['inverted']:.0f} %"]
-            rows.append([*map(Cell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
+            rows.append([*map(TableCell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
     caption = (
         f"By the decoder layer that is edited ({names.PROTOCOLS[protocol]} protocol; {where(table)}): α, chosen for each on dev "
         f"edits, how often d⁺ > d⁻, mean over edits in per cent and {percent(level)} paired bootstrap interval over edits, "
@@ -55,12 +55,12 @@ def routers(table: pd.DataFrame, protocol: str, level: float) -> Table:
     table = need(select(table, protocol=protocol, split="test"), protocol)
     shown = ordered(names.TRADE_OFF, table[table["metric"].isin(names.TRADE_OFF)]["metric"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         for method in ordered(names.METHODS, block["method"]):
             for router in ordered(names.ROUTERS, select(block, method=method)["router"]):
                 found = select(block, method=method, router=router).set_index("metric")
                 label = [*place, names.METHODS.get(method, method), names.ROUTERS.get(router, router)]
-                rows.append([*map(Cell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
+                rows.append([*map(TableCell, label), *(entry(found, m, False, found["mean"]) for m in shown)])
     caption = (
         f"The same edits behind other routers ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over edits in per "
         f"cent and {percent(level)} paired bootstrap interval over edits, {count(table['n'])} edits."
@@ -91,12 +91,12 @@ def auc(table: pd.DataFrame, method: str) -> Table:
     table = need(select(table, method=method), method)
     kinds = ordered(names.KINDS, table["kind"])
     rows = []
-    for place, block in cells(table):
+    for place, block in pairs(table):
         by_kind = block.pivot(index=["distance", "span"], columns="kind", values="auc").reindex(columns=kinds)
         for span in ordered(names.SPANS, block["span"]):
             for distance, found in by_kind.xs(span, level="span").iterrows():
-                entries = [Cell("–" if v != v else f"{v:.2f}") for v in found]
-                rows.append([*map(Cell, [*place, names.SPANS.get(span, span), distance]), *entries])
+                entries = [TableCell("–" if v != v else f"{v:.2f}") for v in found]
+                rows.append([*map(TableCell, [*place, names.SPANS.get(span, span), distance]), *entries])
     caption = (
         f"Area under the ROC curve of the distance to the key ({where(table)}; "
         f"{names.METHODS.get(method, method)}): probes the edit must reach against each kind it must not, "

@@ -21,12 +21,12 @@ from stages.scoring import routing
 from stages.sequences import cache, rollout
 from stages.sequences.probes import HELD_OUT
 
-CELL = ["dataset", "backbone", "method", "memory"]
+AXES = ["dataset", "backbone", "method", "memory"]
 OUT = Path("reports/sequences.csv")
 
 
-def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
-    """A cell's edits by themselves, interference and rollouts."""
+def open_tables(dataset: str, backbone: str, method: str) -> retention.Tables:
+    """What `stages.sequences` wrote of a method on a backbone and a dataset."""
     folder, parts = cache.MADE / f"{dataset}-{backbone}-{method}", []
     for name in cache.TABLES:
         path = folder / f"{name}.parquet"
@@ -34,29 +34,29 @@ def open_cell(dataset: str, backbone: str, method: str) -> retention.Cell:
             raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {dataset} {backbone} {method}`")
         parts.append(pd.read_parquet(path))
     trace = parts[0]
-    return retention.Cell(*parts, trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist())
+    return retention.Tables(*parts, trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist())
 
 
 def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.DataFrame:
     """Scores at every point of every order, of each kind of memory that the method can have."""
-    cell, method, found = open_cell(dataset, backbone, name), params.method(name), []
-    few = replace(cell, edits=cell.edits[: method.sequence.shared])
-    kinds, orders, made = {}, orders_of(params, dataset, few.edits), cell.trace[cell.trace["edit_id"].isin(cell.edits)]
+    tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
+    few = replace(tables, edits=tables.edits[: method.sequence.shared])
+    kinds, orders, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
     if method.router == "codebook":
         method = settled(method, read_trace(dataset, backbone, name))
         reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
-        points = rollout.points(params.sequence, len(cell.edits))
-        kinds["codebook"] = retention.codebook(cell, orders_of(params, dataset, cell.edits), points, radii, column)
-        if len(cell.rollout):
+        points = rollout.points(params.sequence, len(tables.edits))
+        kinds["codebook"] = retention.codebook(tables, orders_of(params, dataset, tables.edits), points, radii, column)
+        if len(tables.rollout):
             kinds["released code"] = retention.shared(few, orders, radii, column)
     else:
         beside = getattr(module_of(method.editor), "MEMORY_BASED", False)
         kinds["memory" if beside else "weights"] = retention.shared(few, orders, None, "", beside)
     on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
-    kinds["alone"] = [retention.alone(cell, on)]
+    kinds["alone"] = [retention.alone(tables, on)]
     for memory, reached in kinds.items():
-        found += [{"memory": memory} | row for point in reached for row in retention.scored(point, cell.edits)]
+        found += [{"memory": memory} | row for point in reached for row in retention.scored(point, tables.edits)]
     return pd.DataFrame(found).assign(dataset=dataset, backbone=backbone, method=name)
 
 
@@ -67,11 +67,11 @@ def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[i
 
 def main() -> None:
     params = load()
-    cells = list(product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods))
-    whole = pd.concat([sequences(params, *cell) for cell in tqdm(cells, desc="sequences")])
-    columns = [*CELL, "order", "made", "protocol", "metric", "value", "n"]
+    places = list(product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods))
+    whole = pd.concat([sequences(params, *place) for place in tqdm(places, desc="sequences")])
+    columns = [*AXES, "order", "made", "protocol", "metric", "value", "n"]
     write_csv(OUT, whole[columns].replace({"value": {np.nan: None}}))
-    print(f"[sequence] {whole[CELL].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")
+    print(f"[retention] {whole[AXES].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")
 
 
 if __name__ == "__main__":

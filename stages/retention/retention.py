@@ -15,7 +15,7 @@ from stages.sequences.probes import HELD_OUT
 
 QUERY = ["edit_id", "probe"]
 OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}
-PARTS = ("reliability", *scores.BALANCE)
+PARTS = ("reliability", *scores.HM_PARTS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Tables:
     """What `stages.sequences` says of a method: its edits by themselves, what they do to each other's probes, and what is left
     where each goes on from another; `edits` are those that are made, as they come.
     """
@@ -99,46 +99,48 @@ class Cell:
         return Point(order, len(made), routed, counts)
 
 
-def alone(cell: Cell, on: pd.Series) -> Point:
+def alone(tables: Tables, on: pd.Series) -> Point:
     """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
-    fires = on.reindex(cell.index, fill_value=False).to_numpy(dtype=bool)
-    own = {name: cell.queries[told].to_numpy(dtype=float) for name, told in OUTCOMES.items()}
-    point = cell.point(0, cell.edits, {name: np.where(fires, own[name], cell.unedited[name]) for name in OUTCOMES}, {})
-    return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(cell.edits)])
+    fires = on.reindex(tables.index, fill_value=False).to_numpy(dtype=bool)
+    own = {name: tables.queries[source].to_numpy(dtype=float) for name, source in OUTCOMES.items()}
+    point = tables.point(0, tables.edits, {name: np.where(fires, own[name], tables.unedited[name]) for name in OUTCOMES}, {})
+    return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(tables.edits)])
 
 
 def codebook(
-    cell: Cell, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str
+    tables: Tables, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str
 ) -> Iterator[Point]:
     """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance."""
-    table, targets = cell.matrix(column), cell.queries["expected"].head(len(cell.edits)).tolist()
-    epsilon, rows = [radii[edit] for edit in cell.edits], np.arange(len(cell.queries))
+    table, targets = tables.matrix(column), tables.queries["expected"].head(len(tables.edits)).tolist()
+    epsilon, rows = [radii[edit] for edit in tables.edits], np.arange(len(tables.queries))
     for number, order in enumerate(orders):
         for made, state in replay(order, table, epsilon, targets, points):
             answers = state.answering(rows)
-            found = {name: np.where(answers < 0, cell.unedited[name], cell.edited[name][rows, answers]) for name in OUTCOMES}
-            kept = [cell.edits[i] for i in state.answers]
+            found = {name: np.where(answers < 0, tables.unedited[name], tables.edited[name][rows, answers]) for name in OUTCOMES}
+            kept = [tables.edits[i] for i in state.answers]
             counts = {"entries": len(state.book.entries), "taken_in": state.taken_in, "shrunk": state.shrunk}
-            counts["bytes"] = cell.bytes_of(kept, kept)
-            yield cell.point(number, [cell.edits[i] for i in order[:made]], found, counts)
+            counts["bytes"] = tables.bytes_of(kept, kept)
+            yield tables.point(number, [tables.edits[i] for i in order[:made]], found, counts)
 
 
 def shared(
-    cell: Cell, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str, beside: bool = False
+    tables: Tables, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str, beside: bool = False
 ) -> Iterator[Point]:
     """Sequences in one set of weights. They answer the queries that the editor's own router lets through, all where it has none,
     or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All edits are
     kept where they stand `beside` each other, else what the last one left.
     """
-    for (number, made), rows in cell.rollout.groupby(["order", "made"]):
-        done = [cell.edits[i] for i in orders[number][:made]]
-        now = rows.set_index(QUERY).reindex(cell.index)
+    for (number, made), rows in tables.rollout.groupby(["order", "made"]):
+        done = [tables.edits[i] for i in orders[number][:made]]
+        now = rows.set_index(QUERY).reindex(tables.index)
         on = now["fires"].to_numpy() > 0.5
         if radii is not None:
-            on = cell.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
-        found = {name: np.where(on, now[told].to_numpy(dtype=float), cell.unedited[name]) for name, told in OUTCOMES.items()}
+            on = tables.matrix(column)[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
+        found = {
+            name: np.where(on, now[source].to_numpy(dtype=float), tables.unedited[name]) for name, source in OUTCOMES.items()
+        }
         kept = done if beside else done[-1:]
-        yield cell.point(int(number), done, found, {"entries": len(kept), "bytes": cell.bytes_of(done, kept)})
+        yield tables.point(int(number), done, found, {"entries": len(kept), "bytes": tables.bytes_of(done, kept)})
 
 
 def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
@@ -147,7 +149,7 @@ def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
     at, found = {"order": point.order, "made": point.made}, []
     for protocol in scores.PROTOCOLS:
         table = scores.per_edit(point.outcomes[past], protocol)
-        values = {part: table[part].mean() for part in PARTS if part in table} | {"hm": scores.balance(table)["hm"]}
+        values = {part: table[part].mean() for part in PARTS if part in table} | {"hm": scores.hm_and_parts(table)["hm"]}
         if (~past & kept).any():
             values["held_out_locality"] = scores.per_edit(point.outcomes[~past & kept], protocol)["locality"].mean()
         found += [at | {"protocol": protocol, "metric": name, "value": value, "n": len(table)} for name, value in values.items()]

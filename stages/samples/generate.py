@@ -1,7 +1,7 @@
 """Samples of an edit (Guo et al., section 4.2): what it must reach and what it must not, made without extra training data.
 
 Positive: the same picture with a rephrased question. Negative: a picture that shows nothing of the edit (all black in the
-paper) with the original question. The alternatives are for the ablation over anchors.
+paper) with the original question. The alternatives are for the ablation over negative samples.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ GENERALITY = ("text_generality", "image_generality", "joint_generality")
 IMAGE_LOCALITY = ("near_image", "far_image", "other_question", "unrelated", "no_image")
 LOCALITY = (*IMAGE_LOCALITY, "text_only")
 HOPS = ("hop1", "hop2")
-BALANCE = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
+HM_PARTS = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
 AVERAGES = ("text_locality", "image_locality", "locality", "hm")
 MAIN = ("reliability", *GENERALITY, *LOCALITY, *AVERAGES, *HOPS, "black_image", "diverged")
 
@@ -56,9 +56,9 @@ def harmonic_mean(parts: np.ndarray) -> np.ndarray:
         return parts.shape[-1] / (1 / parts).sum(-1)
 
 
-def balance(table: pd.DataFrame) -> dict[str, float]:
+def hm_and_parts(table: pd.DataFrame) -> dict[str, float]:
     """The parts of HM, each the mean of a `per_edit` table, and `hm`: -1 where a part is missing, so that it is never best."""
-    parts = {part: float(table[part].mean()) if part in table else float("nan") for part in BALANCE}
+    parts = {part: float(table[part].mean()) if part in table else float("nan") for part in HM_PARTS}
     return parts | {"hm": float(np.nan_to_num(harmonic_mean(np.array(list(parts.values()))), nan=-1.0))}
 
 
@@ -69,7 +69,7 @@ def resample(edits: int, resamples: int, seed: int) -> np.ndarray:
 
 def summarise(table: pd.DataFrame, draws: np.ndarray, level: float) -> pd.DataFrame:
     """mean, low, high and n of every metric of a `per_edit` table, HM included; n counts the edits that have the metric."""
-    parts = list(BALANCE)
+    parts = list(HM_PARTS)
     columns = [*table.columns, "hm"]
     values = table.to_numpy(dtype=float)
     n = np.isfinite(values).sum(0)

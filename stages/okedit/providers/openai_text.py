@@ -69,7 +69,7 @@ class OpenAI:
         request = urllib.request.Request(f"{s.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=s.timeout) as reply:
-                said = reply.read(LARGEST)
+                content = reply.read(LARGEST)
         except urllib.error.HTTPError as error:
             if error.code in FATAL:
                 key = FATAL[error.code]
@@ -83,13 +83,13 @@ class OpenAI:
             reason = getattr(error, "reason", error)
             timed_out = isinstance(reason, TimeoutError)
             raise EndpointError("endpoint: timed out" if timed_out else "endpoint: no connection") from None
-        return _content(said)
+        return _text(content)
 
 
-def _content(said: bytes) -> str:
+def _text(reply: bytes) -> str:
     """The answer's text in a chat completion."""
     try:
-        content = json.loads(said)["choices"][0]["message"]["content"]
+        content = json.loads(reply)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
         raise EndpointError("endpoint: no chat completion") from None
     if not isinstance(content, str) or not content.strip():

@@ -1,4 +1,4 @@
-"""The default source: facts of this study about concepts that seven vendors drew (design §5).
+"""The default source: facts of this study about concepts that seven artists drew (design §5).
 
 Concepts are split, not edits: no test concept occurs in dev or train. Two concepts of one natural name count as one.
 """
@@ -37,14 +37,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fact:
-    """What an edit is about; `said` holds the backbones' answers before it, once they have been asked about the picture."""
+    """What an edit is about; `unedited` holds the backbones' answers before it, once they have been asked about the picture."""
 
     relation: str
     concept: str
     edit_id: str
     vendor: str = ""
     image_id: str = ""
-    said: tuple[str, ...] = ()
+    unedited: tuple[str, ...] = ()
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Builder:
         return draw(listed, len(listed), self.rng("choose", split, relation.relation))
 
     def choose(self) -> dict[str, list[Fact]]:
-        """Split → the facts to edit, each with its picture; relations take turns, and so do the vendors seen in training."""
+        """Split → the facts to edit, each with its picture; relations take turns, and so do the artists seen in training."""
         chosen = {}
         for split, n in self.wanted.items():
             listed = list(in_turn(*(self.facts(r, split) for r in self.relations.values())))
@@ -99,7 +99,7 @@ class Builder:
         }
 
     def pictured(self, fact: Fact, vendor: str) -> Fact:
-        """The fact with one vendor's picture."""
+        """The fact with one artist's picture."""
         return replace(fact, vendor=vendor, image_id=self.picture(vendor, fact.concept))
 
     def ask(self, backbone: Backbone, facts: Sequence[Fact]) -> list[Fact]:
@@ -107,12 +107,12 @@ class Builder:
         shown = {f.image_id: self.pictures[f.image_id].png for f in facts}
         backbone.add_pictures({image_id: decode(image_id, png) for image_id, png in shown.items()})
         answers = unedited_answers(backbone, [Query(self.knowledge.relations[f.relation].question, f.image_id) for f in facts])
-        return [replace(f, said=(*f.said, answer)) for f, answer in zip(facts, answers, strict=True)]
+        return [replace(f, unedited=(*f.unedited, answer)) for f, answer in zip(facts, answers, strict=True)]
 
     # -- one edit -----------------------------------------------------------------------------------------------------------
 
     def picture(self, vendor: str, concept: str) -> str:
-        """Pack one vendor's picture of a concept; its id."""
+        """Pack one artist's picture of a concept; its id."""
         image_id = f"{vendor}/{self.code[concept]}"
         if image_id not in self.pictures:
             png = (self.assets / "emoji" / f"{image_id}.png").read_bytes()
@@ -120,7 +120,7 @@ class Builder:
         return image_id
 
     def composite(self, vendor: str, concept: str, name: str, rng: np.random.Generator) -> str:
-        """Pack a scaled, rotated picture by one vendor on a varied background; its id."""
+        """Pack a scaled, rotated picture by one artist on a varied background; its id."""
         image_id = f"{vendor}/{self.code[concept]}/{name}"
         image = composite(read_image(self.assets / "emoji", vendor, self.code[concept]), rng)
         self.pictures[image_id] = Picture(image_id, vendor, concept, encode(image))
@@ -131,27 +131,27 @@ class Builder:
         and again where another does: with one more backbone to edit, most targets stay.
         """
         pool = set(self.relations[fact.relation].facts.values()) - self.truth.own(fact.relation, fact.concept)
-        first, others, allowed = fact.said[:1], fact.said[1:], []
+        first, others, allowed = fact.unedited[:1], fact.unedited[1:], []
         for answer in sorted(pool):
             if self.truth.may_be(fact.relation, fact.concept, answer):
                 self.rejected.note("target: may be true", f"{fact.edit_id}: {answer}")
-            elif not self.is_said(answer, first, fact):
+            elif not self.is_given(answer, first, fact):
                 allowed.append(answer)
         while allowed:
             drawn = allowed.pop(rng.integers(len(allowed)))
-            if not self.is_said(drawn, others, fact):
+            if not self.is_given(drawn, others, fact):
                 return drawn
         raise UserError(f"{fact.relation}: no counterfactual answer is left for {fact.concept!r}")
 
-    def is_said(self, answer: str, said: Sequence[str], fact: Fact) -> bool:
-        """Whether a backbone says so before the edit; such an answer is counted."""
-        found = any(same(answer, one) for one in said)
+    def is_given(self, answer: str, unedited: Sequence[str], fact: Fact) -> bool:
+        """Whether a backbone gives this answer before the edit; such an answer is counted."""
+        found = any(same(answer, one) for one in unedited)
         if found:
             self.rejected.note("target: is the unedited answer", f"{fact.edit_id}: {answer}")
         return found
 
     def same_question(self, fact: Fact, target: str, rng: np.random.Generator) -> list[dict]:
-        """The edit's question about the concepts most like its own in its vendor's drawings, and about random others; one of a
+        """The edit's question about the concepts most like its own in its artist's drawings, and about random others; one of a
         natural name, none whose answer is the target.
         """
         relation, own = self.knowledge.relations[fact.relation], self.name[fact.concept]
@@ -211,7 +211,7 @@ class Builder:
                 for hop in relation.hops
                 if hop.answers[answer] != hop.answers[target]  # else it cannot show the edit
             ],
-            unedited=fact.said,
+            unedited=fact.unedited,
         )  # fmt: skip
 
     def used(self, rows: Sequence[EditRow]) -> list[Picture]:

@@ -62,11 +62,11 @@ class Builder(embedded.Builder):
 
     def is_wrong(self, fact: Fact) -> bool:
         """Whether the last answer is neither true nor possibly true; the others are counted."""
-        said = fact.said[-1]
-        if not self.truth.may_be(fact.relation, fact.concept, said):
+        answer = fact.unedited[-1]
+        if not self.truth.may_be(fact.relation, fact.concept, answer):
             return True
-        right = said.lower() == self.knowledge.relations[fact.relation].facts[fact.concept].lower()
-        self.rejected.note(f"unedited answer: {'right' if right else 'may be true'}", f"{fact.edit_id}: {said}")
+        right = answer.lower() == self.knowledge.relations[fact.relation].facts[fact.concept].lower()
+        self.rejected.note(f"unedited answer: {'right' if right else 'may be true'}", f"{fact.edit_id}: {answer}")
         return False
 
     def corrections(self, split: str) -> list[Fact]:

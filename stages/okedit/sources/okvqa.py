@@ -77,14 +77,14 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
 
     `annotations` is the official file or a list of {question_id, answer: [answers]}.
     """
-    asked, said = read_json(f"{at}.questions", questions), read_json(f"{at}.annotations", annotations)
+    asked, answers = read_json(f"{at}.questions", questions), read_json(f"{at}.annotations", annotations)
     listed = asked.get("questions") if isinstance(asked, Mapping) else None
     if not isinstance(listed, list) or not re.fullmatch(PLAIN, str(asked.get("data_subtype"))):
         raise UserError(f"{at}.questions: {str(questions)!r} has no `questions` or `data_subtype`; allowed: the official file")
-    records = said.get("annotations") if isinstance(said, Mapping) else said
+    records = answers.get("annotations") if isinstance(answers, Mapping) else answers
     if not isinstance(records, list):
         raise UserError(f"{at}.annotations: {str(annotations)!r} has no `annotations`; allowed: the official file")
-    named = said.get("question_types", {}) if isinstance(said, Mapping) else {}
+    named = answers.get("question_types", {}) if isinstance(answers, Mapping) else {}
     answered = _answers(records, named if isinstance(named, Mapping) else {}, annotations.name, tally)
     found: dict[str, Question] = {}
     for i, record in enumerate(listed):
@@ -145,8 +145,8 @@ class Builder:
         s, own, edit_id = self.settings, question.asked, question.question_id
         rng = np.random.default_rng(derive_seed(self.seed, self.dataset.name, edit_id))
         picture = self.photos.image(own.image_id)
-        said = {unedited_answer(b, own.question, own.image_id, picture): "is the unedited answer" for b in self.backbones}
-        refused = said | question.true
+        unedited = {unedited_answer(b, own.question, own.image_id, picture): "is the unedited answer" for b in self.backbones}
+        refused = unedited | question.true
         target = self.writer.answer(edit_id, "counterfactual", own.question, refused, answer=own.answer)
         rephrased = self.writer.rephrasings(
             edit_id, own.question, (*question.answers, target), s.rephrasings_train + s.rephrasings

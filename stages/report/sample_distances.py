@@ -7,8 +7,8 @@ import pandas as pd
 
 from stages.report import names, tables
 from stages.report.canvas import COLOURS, COLUMN, PAGE, STYLE, Drawing, legend, panels, patch
-from stages.report.markup import Cell, Table
-from stages.report.names import cells, count, need, ordered, where
+from stages.report.markup import Table, TableCell
+from stages.report.names import count, need, ordered, pairs, where
 
 POSITIVE = "positive"
 KINDS = {POSITIVE: "rephrased question"} | names.NEGATIVES
@@ -32,7 +32,7 @@ def distances(samples: pd.DataFrame, distance: str, span: str) -> Drawing:
     """Distance to the key by kind of sample: a panel a dataset and backbone."""
     kinds = ordered(KINDS, samples["kind"])
     with matplotlib.rc_context(STYLE):
-        found = cells(samples)
+        found = pairs(samples)
         figure, axes = panels(1, len(found), COLUMN if len(found) < 2 else PAGE, 2.0, sharey=True)
         for ax, ((dataset, backbone), block) in zip(axes[0], found, strict=True):
             values = [block[block["kind"] == kind]["distance"].dropna().to_numpy() for kind in kinds]
@@ -56,15 +56,19 @@ def distances(samples: pd.DataFrame, distance: str, span: str) -> Drawing:
 def table(samples: pd.DataFrame) -> Table:
     """By kind: samples an edit, quartiles of the distance, and how often the positive sample lies farther."""
     rows = []
-    for place, block in cells(samples):
+    for place, block in pairs(samples):
         nearest = block[block["kind"] == POSITIVE].groupby("edit_id")["distance"].first()
         for kind in ordered(KINDS, block["kind"]):
             own = block[block["kind"] == kind]
             low, middle, high = own["distance"].quantile([0.25, 0.5, 0.75])
             first = own.groupby("edit_id")["distance"].first()
             farther = "–" if kind == POSITIVE else f"{100 * (nearest.reindex(first.index) > first).mean():.0f} %"
-            entries = [Cell(f"{len(own) / len(first):g}"), Cell(f"{middle:.3g}", f"[{low:.3g}, {high:.3g}]"), Cell(farther)]
-            rows.append([*map(Cell, [*place, KINDS.get(kind, kind)]), *entries])
+            entries = [
+                TableCell(f"{len(own) / len(first):g}"),
+                TableCell(f"{middle:.3g}", f"[{low:.3g}, {high:.3g}]"),
+                TableCell(farther),
+            ]
+            rows.append([*map(TableCell, [*place, KINDS.get(kind, kind)]), *entries])
     caption = (
         f"Samples ({where(samples)}): how many an edit, median distance to the key and quartiles, and of how many edits the "
         f"first positive sample lies farther than this one (d⁺ > d⁻); {_edits(samples)} test edits."

@@ -1,6 +1,6 @@
 """Teach the tower's late blocks to tell drawn things apart whoever drew them.
 
-Cross-entropy over the concepts' names on five vendors' views, with statistics of the early states mixed between pictures of a
+Cross-entropy over the concepts' names on five artists' views, with statistics of the early states mixed between pictures of a
 batch (MixStyle, Zhou et al., ICLR 2021, section 3.1), so that an artist's style says little. The classifier is thrown away.
 """
 
@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from stages.backbone.tower import EfficientNetLiteTower
 from stages.params import write_atomically
-from stages.settings import Sight
+from stages.settings import VisionTower
 
 MIXED = 0.5  # share of batches whose statistics are mixed
 CONCENTRATION = 0.3  # of the Beta distribution that the mixing weight is drawn from
 SHIFT = 2  # cells by which early states move, at most
 
 
-def tune(tower: EfficientNetLiteTower, early: torch.Tensor, names: Sequence[str], settings: Sight, seed: int) -> None:
+def tune(tower: EfficientNetLiteTower, early: torch.Tensor, names: Sequence[str], settings: VisionTower, seed: int) -> None:
     """Tune `tower` in place on an `early_bank` whose concepts have these names."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -37,15 +37,15 @@ def tune(tower: EfficientNetLiteTower, early: torch.Tensor, names: Sequence[str]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, highest, total_steps=settings.steps, pct_start=0.1)
     vendors, views, concepts = early.shape[:3]
     for _ in (bar := tqdm(range(settings.steps), desc="tower", mininterval=10)):
-        drawn = [torch.from_numpy(rng.integers(n, size=settings.batch)) for n in (vendors, views, concepts)]
-        states = moved(mixed(early[drawn[0], drawn[1], drawn[2]].float(), rng), rng)
+        picked = [torch.from_numpy(rng.integers(n, size=settings.batch)) for n in (vendors, views, concepts)]
+        states = moved(mixed(early[picked[0], picked[1], picked[2]].float(), rng), rng)
         logits = classifier(tower.late(states).mean(1))
-        loss = F.cross_entropy(logits, labels[drawn[2]], label_smoothing=0.1)
+        loss = F.cross_entropy(logits, labels[picked[2]], label_smoothing=0.1)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         schedule.step()
-        right = float((logits.argmax(1) == labels[drawn[2]]).float().mean())
+        right = float((logits.argmax(1) == labels[picked[2]]).float().mean())
         bar.set_postfix(loss=f"{loss.item():.2f}", right=f"{right:.2f}", refresh=False)
     tower.requires_grad_(False)
 
@@ -81,13 +81,13 @@ def late_state(tower: EfficientNetLiteTower) -> dict[str, torch.Tensor]:
     return {name: p.detach().to(torch.bfloat16).contiguous() for name, p in tower.named_parameters() if id(p) in tuned}
 
 
-def save_sight(path: Path, tower: EfficientNetLiteTower) -> None:
+def save(path: Path, tower: EfficientNetLiteTower) -> None:
     """Write the tuned tensors in bfloat16, whole or not at all."""
     with write_atomically(path) as temporary:
         save_file(late_state(tower), temporary)
 
 
-def apply_sight(tower: EfficientNetLiteTower, path: Path) -> None:
+def apply(tower: EfficientNetLiteTower, path: Path) -> None:
     """Put tuned tensors into a tower that holds ImageNet's."""
     state = {name: tensor.float() for name, tensor in load_file(path).items()}
     unknown = tower.load_state_dict(state, strict=False).unexpected_keys
