@@ -116,7 +116,7 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
         with torch.no_grad(), book.applied(backbone, states.mask, chosen):
-            return backbone.head(backbone.tail(states.hidden, states.mask, states.positions, 1))
+            return backbone.head(backbone.tail(states.hidden, states.mask, states.positions, 1)).cpu()
 
     expected = answered(backbone)
     backbone = moved(backbone)

@@ -60,6 +60,7 @@ class Backbone:
         for entrance in (self.decoder, adapter.embed):
             entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
+        self._rows_fixed = False  # while what replaces the edited map counts on the rows of one batch
         self.unread = 0  # leading positions at which the edited map does not run, while only later ones are read
         self._images: dict[str, Image.Image] = {}
         self._features: dict[tuple[str, str], ImageFeatures] = {}
@@ -176,7 +177,7 @@ class Backbone:
         They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place. What
         prompts have in common (`Prompts.shared`) runs once. Without `keep`, hidden states and edited inputs are not.
         """
-        if prompts.shared is not None and past is None:
+        if prompts.shared is not None and past is None and not self._rows_fixed:
             begin, rest, groups = prompts.split()
             first = self.prefill(begin, keep=keep)
             then = self.prefill(rest, branch_off(first.cache, groups), keep)
@@ -262,10 +263,12 @@ class Backbone:
             changed = output(inputs.float(), unedited.reshape(rows, inputs.shape[1], -1).float())
             return changed.reshape(flat).to(unedited.dtype)
 
-        handle = self.edited.register_forward_hook(hook)
+        handle, before = self.edited.register_forward_hook(hook), self._rows_fixed
+        self._rows_fixed = True
         try:
             yield
         finally:
+            self._rows_fixed = before
             handle.remove()
 
     # -- from layer ℓ on ----------------------------------------------------------------------------------------------------

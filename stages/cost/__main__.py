@@ -134,15 +134,12 @@ def timed(
 def applied(cell: Cell, row: Mapping[str, Any], edit: Edit) -> np.ndarray:
     """[rounds] seconds of a forward over an edit's queries with it applied, over those of the unedited model."""
     queries = [p.query for p in cell.queries[row["edit_id"]] if not p.is_sample]
-    prompts = cell.backbone.prompts(queries)
-    nothing = torch.zeros(len(queries), 0, dtype=torch.long)
+    mask = cell.backbone.prompts(queries).mask
 
     def forward(edit: Edit) -> None:
-        if edit.output is None:
-            full_forward.finals(cell.backbone, edit, queries, nothing, nothing)
-            return
-        with edit.applied(cell.backbone, prompts.mask):
-            full_forward.finals(cell.backbone, Edit(), queries, nothing, nothing)
+        with edit.applied(cell.backbone, mask):
+            past = full_forward.before(cell.backbone, edit.prefix)
+            full_forward.begin(cell.backbone, cell.backbone.prompts(queries), past)
 
     taken = measure({"edited": partial(forward, edit), "unedited": partial(forward, Edit())}, ROUNDS)
     return taken["edited"] / taken["unedited"]

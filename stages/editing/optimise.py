@@ -190,7 +190,8 @@ def optimise(
                         made[going[row]] = DIVERGED if loss > begin * (1 + NOISE) else ended
                 keep = [row for row, number in enumerate(going) if number not in made]
                 if keep:
-                    gradients = torch.autograd.grad(losses[keep].sum(), parameters)
+                    rows = torch.tensor(keep, device=losses.device)
+                    gradients = torch.autograd.grad(losses.index_select(0, rows).sum(), parameters)
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.grad = gradient.contiguous()  # a fused step reads memory as it lies
                     optimiser.step()

@@ -171,7 +171,7 @@ def extended(backbone: Backbone, trunk: Trunk, fed: torch.Tensor, branches: torc
         used = int((branches[rows] > 0).sum(1).max())
         part = trunk if len(rows) == len(fed) else trunk.select(rows)
         for all_rows, states in zip(whole, backbone.extend(part, fed[rows, :used], branches[rows, :used]), strict=True):
-            all_rows[rows, : states.shape[1]] = states
+            all_rows[rows.to(all_rows.device), : states.shape[1]] = states
     return whole
 
 

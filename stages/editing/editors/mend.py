@@ -190,13 +190,14 @@ def outer_loss(
     ]
     reach, keep = draws
     logits = tail_logits(backbone, states, edit, states.target, reach)
-    real, ids = states.target.real[reach], states.target.ids[reach]
+    real, ids = (part[reach, : logits.shape[1]].to(logits.device) for part in (states.target.real, states.target.ids))
     nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(real)
     edited = tail_logits(backbone, states, edit, states.same, keep).log_softmax(-1)
     with torch.no_grad():
         unedited = tail_logits(backbone, states, Edit(), states.same, keep).log_softmax(-1)
     apart = F.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
-    return settings["c_edit"] * _per_query(nll, real) + settings["c_loc"] * _per_query(apart, states.same.real[keep])
+    kept = states.same.real[keep, : apart.shape[1]].to(apart.device)
+    return settings["c_edit"] * _per_query(nll, real) + settings["c_loc"] * _per_query(apart, kept)
 
 
 def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
