@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from stages.backbone.vlm import Backbone
 from stages.editing import cell
@@ -16,6 +17,9 @@ from tests.rows import ROW, SAMPLES
 
 PARAMS = load(Path(__file__).parent.parent / "params.yaml")
 DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words
+
+
+SOURCE = SimpleNamespace(pixels=lambda dataset, image_id: f"{dataset} {image_id}", encoder=lambda: "minilm")
 
 
 def method(name: str, **hyper: object) -> Method:

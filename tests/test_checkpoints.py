@@ -17,7 +17,7 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from stages.backbone import checkpoints, minigpt4
+from stages.backbone import checkpoints, minigpt4, pointer
 from stages.backbone.__main__ import assemble
 from stages.backbone.vlm import Backbone, Query
 from stages.params import UserError, load
@@ -92,9 +92,9 @@ def test_the_fingerprint_is_known_before_anything_is_loaded(saved: Path, copied:
     checkpoints.point(settings(saved, dtype="bfloat16"), tmp_path / "real")
     (copied / checkpoints.PROMPT).write_text("{}")  # as an embedded backbone has it
     for folder, layer in ((tmp_path / "real", None), (tmp_path / "real", 1), (copied, 2)):
-        assert checkpoints.fingerprint(folder, layer) == Backbone.open(folder, layer).fingerprint
+        assert pointer.fingerprint(folder, layer) == Backbone.open(folder, layer).fingerprint
     with pytest.raises(UserError, match="backbone: .*none holds no checkpoint; run the `backbone` stage first"):
-        checkpoints.fingerprint(tmp_path / "none", 2)
+        pointer.fingerprint(tmp_path / "none", 2)
 
 
 def test_a_checkpoint_that_changes_under_its_pointer_is_refused(copied: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 from stages.backbone.adapters import adapt
 from stages.backbone.vlm import Backbone
 from stages.editing import trace
-from stages.editing.__main__ import fingerprint
 from stages.editing.cell import place
 from stages.editing.codebook import Codebook, Entry
 from stages.editing.editors import load_editor
 from stages.editing.fitting import Example
+from stages.editing.make import fingerprint
 from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from tests import elsewhere

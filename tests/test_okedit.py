@@ -252,9 +252,10 @@ def test_a_sequences_edits_are_neither_learnt_from_nor_held_out(built, tmp_path:
     assert len(made) == len(splits)
     schema.write(tmp_path, made, pictures)
     ids, edits = [row.edit_id for row in made], Edits(test=1, dev=1, train=1)
-    found = [row["edit_id"] for row in schema.read_sequence(tmp_path, edits, 3)]
+    found = [row["edit_id"] for row in schema.in_sequence(schema.read_edits(tmp_path), edits, 3)]
     assert found == [ids[0], ids[1], ids[5], ids[2]]  # test edits, one that is not learnt from, and the dev edit last
-    assert [row["edit_id"] for row in schema.read_sequence(tmp_path, edits, 300)] == [ids[0], ids[1], *ids[5:], ids[2]]
+    found = [row["edit_id"] for row in schema.in_sequence(schema.read_edits(tmp_path), edits, 300)]
+    assert found == [ids[0], ids[1], *ids[5:], ids[2]]
 
 
 def test_a_corrupt_picture_is_named() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from stages.editing import code
+
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "assets", "backbone", "okedit", "samples", "scoring", "editing", "cost", "sequences", "metrics", "retention", "ablations",
@@ -22,29 +24,23 @@ ORDER = (
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 GRAPH = {name: stage.get("do", stage) for name, stage in STAGES.items()}
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
+PLANNED = {"edits": "plan_edits", "sequences": "plan_sequences"}  # stages whose cells depend on their plans, and who writes these
 
 
-def modules() -> dict[str, Path]:
-    """Dotted name → file, of every module under stages/."""
-    found = {}
-    for path in sorted((ROOT / "stages").rglob("*.py")):
-        parts = list(path.relative_to(ROOT).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def name_of(path: Path) -> str:
+    """The dotted name of a module's file."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = modules()
-
-
-def imports(path: Path) -> set[str]:
-    """The stages.* modules that a file imports, wherever in the file it does so."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name in MODULES}
+MODULES = {name_of(path): path for path in sorted((ROOT / "stages").rglob("*.py"))}
+# What runs when a cell's edits or sequences are made beside what their codes' digests cover: it plans, checks, chooses and keeps.
+BESIDE = {
+    *code.ASIDE, "stages.editing.__main__", "stages.editing.check", "stages.editing.choices", "stages.editing.declared",
+    "stages.editing.kept", "stages.editing.make", "stages.editing.planning", "stages.editing.tuning", "stages.scoring.routing",
+    "stages.scoring.scores", "stages.sequences.__main__", "stages.sequences.check", "stages.sequences.kept",
+    "stages.sequences.make", "stages.sequences.planning",
+}  # fmt: skip
 
 
 def has_code(path: Path) -> bool:
@@ -52,36 +48,42 @@ def has_code(path: Path) -> bool:
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
-def closure(start: str) -> set[Path]:
-    """Every file with code that running `python -m <start>` may import."""
-    seen, waiting = set(), [start]
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        waiting += imports(MODULES[name])
-    return {MODULES[name] for name in seen if has_code(MODULES[name])}
+def closure(start: str) -> set[str]:
+    """Every module with code that running `python -m <start>` may import."""
+    return {name for name in code.closure(start) if has_code(MODULES[name])}
 
 
 def commands(stage: dict) -> str:
     return stage["cmd"] if isinstance(stage["cmd"], str) else " ".join(stage["cmd"])
 
 
-@pytest.mark.parametrize("name", sorted(GRAPH))
+@pytest.mark.parametrize("name", sorted(GRAPH.keys() - PLANNED.keys()))
 def test_a_stage_depends_on_every_module_it_imports(name: str) -> None:
     module = re.search(r"-m (stages\.\w+)", commands(GRAPH[name])).group(1)
     deps = [ROOT / dep for dep in GRAPH[name]["deps"] if dep.startswith("stages/")]
-    for path in closure(f"{module}.__main__"):
+    for path in (MODULES[one] for one in closure(f"{module}.__main__")):
         assert any(path == dep or dep in path.parents for dep in deps), f"{name}: {path.relative_to(ROOT)} is not in deps"
 
 
+@pytest.mark.parametrize(("name", "begins"), [("edits", code.MAKERS), ("sequences", (*code.MAKERS, "stages.sequences.chain"))])
+def test_a_planned_cell_depends_on_its_plan_which_covers_every_module(name: str, begins: tuple[str, ...]) -> None:
+    """The stage that writes the plans depends on all that a cell imports; what makes edits is in the digest that a plan has."""
+    planner, module = PLANNED[name], re.search(r"-m (stages\.\w+)", commands(GRAPH[name])).group(1)
+    assert [dep.rpartition("/")[0] for dep in GRAPH[name]["deps"]] == GRAPH[planner]["outs"]
+    assert f"-m {module} plan" in commands(GRAPH[planner])
+    runs, editors = closure(f"{module}.__main__"), {one for one in MODULES if one.startswith(f"{code.EDITORS}.")}
+    assert not runs & editors
+    for editor in editors:
+        covered = code.covered(*begins, editor)
+        assert runs - covered <= BESIDE and not covered & (editors - code.closure(editor))
+
+
 def test_imports_run_only_upstream() -> None:
-    for name, path in MODULES.items():
+    for name in MODULES:
         own = name.split(".")[1] if "." in name else ""
         if own not in ORDER:
             continue
-        for target in imports(path) - {"stages"}:
+        for target in code.imports(name) - {"stages"}:
             folder = target.split(".")[1]
             assert folder in ("params", "sections", "settings") or ORDER.index(folder) <= ORDER.index(own), (
                 f"{name} imports {target}"
@@ -89,8 +91,8 @@ def test_imports_run_only_upstream() -> None:
 
 
 def test_the_params_module_imports_no_stage() -> None:
-    assert imports(MODULES["stages.params"]) == {"stages.sections", "stages.settings"}
-    assert imports(MODULES["stages.settings"]) == {"stages.sections"} and imports(MODULES["stages.sections"]) == set()
+    assert code.imports("stages.params") == {"stages.sections", "stages.settings"}
+    assert code.imports("stages.settings") == {"stages.sections"} and not code.imports("stages.sections")
 
 
 def parameter(source: str) -> dict | list:

@@ -1,7 +1,8 @@
 """Sequences of edits: what is traced for them, and by hand what is left after each."""
 
+import contextlib
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,19 @@ from stages.editing.resume import Records
 from stages.editing.trace import Trial, trace_edit, trace_edits
 from stages.editing.transform import Layer, Value
 from stages.editing.trunk import request_of, run_trunk
-from stages.params import UserError, load
+from stages.params import UserError
 from stages.retention import retention
 from stages.retention.replay import replay
-from stages.sequences import __main__ as sequences
-from stages.sequences import cache, interference, rollout
+from stages.sequences import check, interference, planning, rollout
+from stages.sequences.chain import chain
+from stages.sequences.orders import orders, points
 from stages.sequences.probes import KEPT, ProbeSet, outcomes, queries_of
-from tests.cells import make, method
+from tests.cells import PARAMS, SOURCE, make, method
 from tests.editors import PARTS, SETTINGS
 from tests.rows import ROW, SAMPLES
 
 OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
-SPREAD = load("params.yaml").sequence
+SPREAD = PARAMS.sequence
 
 
 def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell:
@@ -106,7 +108,7 @@ def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monk
 
 def test_what_cannot_be_played_is_refused_before_any_work() -> None:
     with pytest.raises(UserError, match="sequence.methods: 'ike' is not allowed; allowed: router codebook, or an editor whose"):
-        sequences.make(load("params.yaml"), "okedit", "llava-smollm2", "ike")
+        planning.plan(PARAMS, "okedit", "llava-smollm2", "ike", SimpleNamespace())
 
 
 def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:
@@ -198,36 +200,55 @@ def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, record
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
 
 
-def test_what_is_kept_stands_as_long_as_what_it_was_made_from(backbone, tmp_path: Path) -> None:
-    cell = two(backbone, "balancedit", lr=1e-2)
-    cell = replace(cell, samples=[sample | {"edit_id": cell.rows[0]["edit_id"]} for sample in cell.samples])
-    digest = cache.made_from(cell, cell.grid[0], SPREAD)
-    changed = [
-        cache.made_from(replace(cell, rows=[ROW]), cell.grid[0], SPREAD),
-        cache.made_from(cell, cell.grid[0] | {"lr": 1e-3}, SPREAD),
-        cache.made_from(cell, cell.grid[0], replace(SPREAD, orders=SPREAD.orders + 1)),
-    ]
-    assert len({digest, *changed}) == 4
-    table = pd.DataFrame({"edit_id": ["x"]})
-    cache.write(tmp_path / "made", {"trace": table}, digest)
-    cache.copy(tmp_path / "made", tmp_path / "kept")
-    assert cache.stands(tmp_path / "kept", digest) and not cache.stands(tmp_path / "kept", changed[0])
-    assert not cache.stands(tmp_path / "elsewhere", digest)
-    assert pd.read_parquet(tmp_path / "kept" / "trace.parquet").equals(table)
-    assert pd.read_parquet(tmp_path / "kept" / "rollout.parquet").empty
+def test_sequences_are_made_from_edits_settings_and_sizes(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = replace(two(backbone, "balancedit", lr=1e-2), samples=[])
+
+    def digest(rows: list = cell.rows, **changed: object) -> str:
+        params = replace(PARAMS, **changed)
+        params = replace(params, methods={"balancedit": replace(cell.method, sequence=params.sequence)})
+        monkeypatch.setattr(planning.Plan, "of", lambda *_: replace(cell, rows=rows))
+        monkeypatch.setattr(planning, "in_sequence", lambda *_: rows)
+        source = SimpleNamespace(**vars(SOURCE), edits=lambda _: [])
+        return planning.plan(params, "okedit", "llava-smollm2", "balancedit", source)[1].made_from
+
+    monkeypatch.setattr(planning.Stamp, "read", lambda path: SimpleNamespace(settings=cell.grid[0]))
+    longer = replace(SPREAD, orders=SPREAD.orders + 1)
+    assert len({digest(), digest([ROW]), digest(sequence=longer), digest(seed=5)}) == 4 and digest() == digest()
+
+
+@pytest.mark.parametrize(("name", "hyper"), [("balancedit", {"lr": 1e-2}), ("ft", {"part": "layer", "lr": 1e-2, "loss": 0.05})])
+def test_changed_code_is_checked_on_some_edits(
+    backbone, records, monkeypatch: pytest.MonkeyPatch, name: str, hyper: dict
+) -> None:
+    """What is made again is the same, an outcome that another order leaves is not, and what was never met is not compared."""
+    cell, settings = two(backbone, name, **hyper), replace(SPREAD, at=(1,), orders=1)
+    cell = replace(cell, method=replace(cell.method, sequence=settings))
+    monkeypatch.setattr(Cell, "records", lambda *_: contextlib.nullcontext({}))
+    tables = chain(cell, cell.grid[0], settings, 0, True)
+    assert check.differs(cell, cell.grid[0], settings, tables, 0) == ""
+    changed = {
+        "trace": ("same_on", ""),
+        "rollout": ("target_on", ", after 2 edits"),
+        "interference": ("tf_on", ", after colour-"),
+    }
+    for table, (column, where) in changed.items():
+        if len(tables[table]):
+            other = tables[table].assign(**{column: tables[table][column].map(lambda value: not value)})
+            found = check.differs(cell, cell.grid[0], settings, tables | {table: other}, 0)
+            assert found.startswith(f"{column} of colour-") and where in found
 
 
 def test_orders_are_fixed_and_differ() -> None:
     rows = [{"edit_id": str(i)} for i in range(20)]
-    found = rollout.orders(rows, 3, 0)
-    assert found[0] == rows and found == rollout.orders(rows, 3, 0)
+    found = orders(rows, 3, 0)
+    assert found[0] == rows and found == orders(rows, 3, 0)
     assert all(sorted(r["edit_id"] for r in order) == sorted(r["edit_id"] for r in rows) for order in found)
     assert found[1] != found[2] != rows
 
 
 def test_points_are_those_that_there_are_edits_for() -> None:
     settings = replace(SPREAD, at=(1, 10, 100))
-    assert rollout.points(settings, 40) == [1, 10, 40] and rollout.points(settings, 10) == [1, 10]
+    assert points(settings, 40) == [1, 10, 40] and points(settings, 10) == [1, 10]
 
 
 def test_a_replay_by_hand() -> None:

@@ -1,20 +1,18 @@
 """Hyper-parameters by dev edits: the best is taken, what was tried is kept and used again, one value needs no choice."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.editing import trace_cache, tuning
-from stages.editing.__main__ import edit, keep
-from stages.editing.cell import Cell, label
+from stages.editing import choices, tuning
+from stages.editing.cell import Cell
 from stages.editing.editors import module_of
+from stages.editing.plan import label
 from stages.editing.resume import Records
 from stages.params import UserError
-from tests.cells import DEV, PARAMS, make, method
-from tests.rows import SAMPLES
+from tests.cells import make, method
 
 
 def test_a_list_is_several_settings_and_each_is_checked() -> None:
@@ -33,7 +31,8 @@ def test_the_best_on_dev_is_taken(backbone: Backbone, records: Records, tmp_path
     table = tuning.tried(cell, records)
     assert table["hm"].tolist()[1] > table["hm"].tolist()[0] and table["chosen"].tolist() == [False, True]
     assert (table["locality"] == 1).all()  # an oracle router judges what a codebook method writes
-    assert tuning.chosen(cell, records, tmp_path / "none.csv")["lr"] == 1e-2
+    settings, tried = tuning.chosen(cell, records, tmp_path / "none.csv")
+    assert settings["lr"] == 1e-2 and tried == tuning.lines(table)
 
 
 def test_of_equals_the_better_parts_and_then_the_first(backbone: Backbone, records: Records, monkeypatch) -> None:
@@ -54,46 +53,22 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
     path, cell = tmp_path / "tuning.csv", make(backbone, method("balancedit", lr=[1e-2, 2e-2], margin=0.1))
     table = tuning.tried(cell, records)
     table["chosen"] = [False, True]
-    tuning.keep(table.assign(method="another"), path)
-    tuning.keep(table.assign(hm=0.0), path)
-    tuning.keep(table, path)
-    kept = tuning.read(path)
+    for one in (table.assign(method="another"), table.assign(hm=0.0), table):
+        choices.keep(tuning.lines(one), path)
+    kept = pd.read_csv(path)
     pd.testing.assert_frame_equal(kept[kept["method"] == "balancedit"].reset_index(drop=True), table, check_dtype=False)
-    assert len(kept) == 4
+    assert len(kept) == 4 and choices.known(cell, path) == (cell.grid[1], cell.code)
     monkeypatch.setattr(Cell, "trace", lambda *_: pytest.fail("made the dev edits again"))
-    assert tuning.chosen(cell, records, path)["lr"] == 2e-2
+    assert tuning.chosen(cell, records, path) == (cell.grid[1], [])
     other = make(backbone, method("balancedit", lr=[1e-2, 3e-2], margin=0.1))
     with pytest.raises(pytest.fail.Exception):
         tuning.chosen(other, records, path)
+    choices.keep(tuning.lines(table.assign(code="other")), path)
+    with pytest.raises(pytest.fail.Exception):
+        tuning.chosen(cell, records, path)
 
 
 def test_one_value_each_needs_no_choice(backbone: Backbone, records: Records, tmp_path: Path) -> None:
     cell = make(backbone, method("balancedit", lr=1e-2, margin=0.1))
-    assert label(tuning.chosen(cell, records, tmp_path / "none.csv")) == '{"lr": 0.01, "margin": 0.1, "rank": 0, "steps": 50}'
-
-
-def test_a_trace_in_git_is_taken_while_what_decides_it_is_the_same(backbone, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    cell = make(backbone, method("ft", part="layer", lr=1e-2, steps=50, loss=0.05))
-    samples = [sample | {"edit_id": DEV["edit_id"]} for sample in SAMPLES]
-    cell = replace(cell, rows=[DEV | {"split": "test"}], samples=samples)
-    edit(PARAMS, cell)
-    keep([["tiny_set", "tiny", "ft"]])
-    whole = (trace_cache.KEPT / "tiny_set-tiny-ft.parquet").read_bytes()
-    assert (
-        "made_from" in pd.read_parquet(trace_cache.KEPT / "tiny_set-tiny-ft.parquet") and "has it" not in capsys.readouterr().out
-    )
-    (trace_cache.MADE / "tiny_set-tiny-ft.parquet").unlink()
-    monkeypatch.setattr(Cell, "trace", lambda *_: pytest.fail("made again"))
-    edit(PARAMS, cell)
-    assert (trace_cache.MADE / "tiny_set-tiny-ft.parquet").read_bytes() == whole and "has it" in capsys.readouterr().out
-    for other in (
-        replace(cell, rows=[DEV | {"split": "test", "target": "cat"}]),
-        replace(cell, seeds=[1]),
-        replace(cell, grid=[cell.grid[0] | {"steps": 49}]),
-        replace(cell, samples=[samples[0] | {"question": "Else?"}, *samples[1:]]),
-    ):
-        with pytest.raises(pytest.fail.Exception, match="made again"):
-            edit(PARAMS, other)
-    with pytest.raises(UserError, match="trace: .*tiny-lora.parquet is missing; run the `edits` stage first"):
-        keep([["tiny_set", "tiny", "lora"]])
+    settings, _ = tuning.chosen(cell, records, tmp_path / "none.csv")
+    assert label(settings) == '{"lr": 0.01, "margin": 0.1, "rank": 0, "steps": 50}'

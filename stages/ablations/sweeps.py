@@ -1,11 +1,12 @@
 """One table per question about the radius. Every function routes the same trace in another way and scores it (design §6)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from stages.metrics.tuning import ALPHAS, settled
 from stages.scoring import routing, scores
@@ -28,29 +29,41 @@ class Sweep:
     draws: dict[str, np.ndarray]  # split → [resamples, edits]
     level: float
 
+    @cached_property
+    def few(self) -> pd.DataFrame:
+        """The trace's columns that routing and scoring read, names as categories: every variant selects rows of it."""
+        distances = [column for column in self.trace if column.startswith(DISTANCES)]
+        return self.trace[[*routing.READ, *distances]].astype(dict.fromkeys(("split", "edit_id", "kind"), "category"))
+
     def scored(self, **changes: Key | Radius | str) -> pd.DataFrame:
         """alpha, split, protocol, metric, mean, low, high, n under another `key`, `radius` or `router`."""
-        method = settled(replace(self.method, **changes), self.trace)
-        routed = routing.route(self.trace, routing.routed_on(self.trace, method))
-        tables = []
+        return self.variants([(changes, {})])
+
+    def variants(self, tried: Iterable[tuple[Mapping[str, Key | Radius | str], Mapping[str, Any]]]) -> pd.DataFrame:
+        """The same of several changes, one below the other, each with columns that say which it is."""
+        changes, said = zip(*tried, strict=True)
+        methods = [settled(replace(self.method, **one), self.few) for one in changes]
+        on = np.stack([routing.routed_on(self.few, method) for method in methods])
+        asked, found = ~self.few["kind"].str.startswith("sample_").to_numpy(dtype=bool), []
         for split, draws in self.draws.items():
+            rows = asked & (self.few["split"] == split).to_numpy()
             for protocol in scores.PROTOCOLS:
-                table = scores.per_edit(routed[routed["split"] == split], protocol)
-                wanted = [c for c in table.columns if c in TRADE_OFF]
-                tables.append(scores.summarise(table[wanted], draws, self.level).assign(split=split, protocol=protocol))
-        return pd.concat(tables).assign(alpha=method.radius.alpha)
+                table = scores.judged(self.few[rows], on[:, rows], protocol)
+                summary = scores.summaries({name: table[name] for name in table if name in TRADE_OFF}, draws, self.level)
+                metrics = summary.pop("metric")
+                values = {name: value.ravel() for name, value in summary.items()} | {"split": split, "protocol": protocol}
+                place = np.repeat(np.arange(len(methods)), len(metrics))
+                found.append(pd.DataFrame({"place": place, "metric": metrics * len(methods), **values}))
+        which = pd.DataFrame([one | {"alpha": method.radius.alpha} for one, method in zip(said, methods, strict=True)])
+        whole = pd.concat(found).sort_values("place", kind="stable").join(which, on="place")
+        return whole[whole["n"] > 0].drop(columns="place")
 
 
 def alpha_sweep(sweep: Sweep) -> pd.DataFrame:
     """α from 0 to 1 under `balanced`, for both distances, with the configured span."""
-    span = sweep.method.key.span
-    return pd.concat(
-        sweep.scored(radius=replace(sweep.method.radius, strategy="balanced", alpha=alpha, distance=distance)).assign(
-            distance=distance, span=span, alpha=alpha
-        )
-        for distance in DISTANCES
-        for alpha in ALPHAS
-    )
+    balanced, span = replace(sweep.method.radius, strategy="balanced"), sweep.method.key.span
+    tried = [replace(balanced, alpha=alpha, distance=distance) for distance in DISTANCES for alpha in ALPHAS]
+    return sweep.variants(({"radius": r}, {"distance": r.distance, "span": span}) for r in tried)
 
 
 def strategies(sweep: Sweep) -> pd.DataFrame:
@@ -61,27 +74,24 @@ def strategies(sweep: Sweep) -> pd.DataFrame:
     spread = sorted({float(f"{epsilon:.3g}") for epsilon in quantiles})  # as reports name them: no two of one name
     tried = [(replace(radius, strategy=s), np.nan) for s in ("balanced", "positive", "negative")]
     tried += [(replace(radius, strategy="constant", epsilon=e), e) for e in spread if e > 0]
-    return pd.concat(sweep.scored(radius=r).assign(strategy=r.strategy, epsilon=e) for r, e in tried)
+    return sweep.variants(({"radius": r}, {"strategy": r.strategy, "epsilon": e}) for r, e in tried)
 
 
 def negative_samples(sweep: Sweep) -> pd.DataFrame:
     """Each negative sample in turn."""
-    radius = sweep.method.radius
-    return pd.concat(sweep.scored(radius=replace(radius, negative=(n,))).assign(negative=n) for n in NEGATIVES)
+    return sweep.variants(({"radius": replace(sweep.method.radius, negative=(n,))}, {"negative": n}) for n in NEGATIVES)
 
 
 def sample_counts(sweep: Sweep) -> pd.DataFrame:
     """More positive samples, and more negative ones, beginning with the black picture: `samples` has how many of each."""
-    radius = sweep.method.radius
     tried = [(n, 1) for n in range(1, POSITIVES + 1)] + [(1, n) for n in range(2, len(NEGATIVES) + 1)]
-    return pd.concat(
-        sweep.scored(radius=replace(radius, positives=p, negative=NEGATIVES[:n])).assign(samples=f"{p}+{n}") for p, n in tried
-    )
+    radii = {f"{p}+{n}": replace(sweep.method.radius, positives=p, negative=NEGATIVES[:n]) for p, n in tried}
+    return sweep.variants(({"radius": radius}, {"samples": name}) for name, radius in radii.items())
 
 
 def spans(sweep: Sweep) -> pd.DataFrame:
     """Each key span in turn; `teacher_forced` is the leak of the authors' released code."""
-    return pd.concat(sweep.scored(key=Key(span)).assign(span=span) for span in SPANS)
+    return sweep.variants(({"key": Key(span)}, {"span": span}) for span in SPANS)
 
 
 def routers(sweep: Sweep, ours: Method) -> pd.DataFrame:
@@ -96,24 +106,29 @@ def routers(sweep: Sweep, ours: Method) -> pd.DataFrame:
         behind["grace_matched"] = (GRACE_KEY, replace(ours.radius, strategy="mean"))
         behind |= {f"grace_{e:g}": (GRACE_KEY, replace(ours.radius, strategy="constant", epsilon=e)) for e in GRACE_RADII}
         tried |= {name: {"key": key, "radius": radius} for name, (key, radius) in behind.items()}
-    return pd.concat(sweep.scored(**changes).assign(router=name) for name, changes in tried.items())
+    return sweep.variants((changes, {"router": name}) for name, changes in tried.items())
 
 
 def areas(sweep: Sweep) -> pd.DataFrame:
     """AUC of the distance: how well it tells generality probes from each locality kind, on test edits."""
     trace = sweep.trace[sweep.trace["split"] == "test"]
     reached = trace[trace["kind"].isin(scores.GENERALITY)]
+    others = {kind: trace[trace["kind"] == kind] for kind in scores.LOCALITY}
     rows = []
     for distance, span in ((d, s) for d in DISTANCES for s in SPANS):
-        column = f"{distance}_{span}"
-        for kind in scores.LOCALITY:
-            other = trace[trace["kind"] == kind]
-            label = np.r_[np.ones(len(reached)), np.zeros(len(other))]
-            far = np.r_[reached[column], other[column]]
-            if len(other) and len(reached):
-                far = np.where(np.isnan(far), np.nanmax(far) + 1, far)  # a query without the span is never inside a radius
-                rows.append((distance, span, kind, roc_auc_score(label, -far), len(far)))
+        near = reached[f"{distance}_{span}"].to_numpy()
+        for kind, other in others.items():
+            if len(other) and len(near):
+                rows.append((distance, span, kind, area(near, other[f"{distance}_{span}"].to_numpy()), len(near) + len(other)))
     return pd.DataFrame(rows, columns=["distance", "span", "kind", "auc", "n"])
+
+
+def area(near: np.ndarray, far: np.ndarray) -> float:
+    """The share of pairs of which `near` has the smaller number; equal ones count half. NaN, a query without the span, is never
+    inside a radius: the farthest.
+    """
+    near, far = (np.nan_to_num(values, nan=np.inf) for values in (near, far))
+    return float(((near[:, None] < far).mean() + (near[:, None] <= far).mean()) / 2)
 
 
 def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.DataFrame:

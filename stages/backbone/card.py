@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from stages.backbone.checkpoints import Pointer
+from stages.backbone.pointer import Pointer
 from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
 from stages.settings import Train, VisionTower
 

@@ -22,29 +22,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
 
 import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
+from stages.backbone import pointer as pointers
 from stages.backbone.adapters import architecture
+from stages.backbone.pointer import POINTER, Pointer
 from stages.params import UserError, write_atomically
 from stages.settings import Checkpoint
 
-POINTER = "checkpoint.json"
 PROMPT = "prompt.json"  # what of the adapter's prompt differs for this checkpoint
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # the small files a checkpoint is read from
 SAMPLE = 4096  # bytes of each tensor that enter the digest
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "8bit": 1}
 ROOM = 1.1  # of the weights' size: what loading takes besides
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A resolved checkpoint: `revision` is a commit of the hub, None for a folder."""
-
-    checkpoint: str
-    revision: str | None
-    dtype: str
-    device_map: str
-    quantization: str
-    template: str | None
-    digest: str
 
 
 @dataclass(frozen=True)
@@ -76,41 +64,17 @@ def load(folder: Path, layer: int | None) -> Loaded:
     """Load an assembled backbone: an embedded one in float32, a real checkpoint as its pointer says. What is edited in `layer`
     stays unquantised.
     """
-    if (pointer := _pointer(folder)) is not None:
+    if (pointer := pointers.read(folder)) is not None:
         return _follow(pointer, layer)
-    whole = _digest_of(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return Loaded(model, AutoTokenizer.from_pretrained(folder), None, json.loads((folder / PROMPT).read_text()), whole)
+    prompt = json.loads((folder / PROMPT).read_text())
+    return Loaded(model, AutoTokenizer.from_pretrained(folder), None, prompt, pointers.weights(folder))
 
 
-def fingerprint(folder: Path, layer: int | None) -> str:
-    """The `fingerprint` that `Backbone.open` gives an assembled backbone, without loading it."""
-    pointer = _pointer(folder)
-    if layer is None:
-        found = folder if pointer is None else locate(pointer.checkpoint, pointer.revision, cached=True)
-        config = AutoConfig.from_pretrained(found)
-        layer = architecture(config).last_layer(config)
-    return f"{(_digest_of(folder) if pointer is None else _how(pointer))[:16]}-{layer}"
-
-
-def _pointer(folder: Path) -> Pointer | None:
-    """What an assembled backbone points to, None where it is embedded; UserError where it is not there."""
-    if (folder / POINTER).exists():
-        return Pointer(**json.loads((folder / POINTER).read_text()))
-    if not (folder / "config.json").exists():
-        raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
-    return None
-
-
-def _digest_of(folder: Path) -> str:
-    """A digest of an embedded backbone's weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def _how(pointer: Pointer) -> str:
-    """A digest of a real checkpoint and of how it is loaded."""
-    how = json.dumps([pointer.digest, pointer.dtype, pointer.quantization, pointer.template])
-    return hashlib.sha256(how.encode()).hexdigest()
+def last_layer(folder: Path, pointer: Pointer | None) -> int:
+    """The layer of an assembled backbone that is edited where none is named."""
+    config = AutoConfig.from_pretrained(folder if pointer is None else locate(pointer.checkpoint, pointer.revision, cached=True))
+    return architecture(config).last_layer(config)
 
 
 def _follow(pointer: Pointer, layer: int | None) -> Loaded:
@@ -140,7 +104,7 @@ def _follow(pointer: Pointer, layer: int | None) -> Loaded:
         )
     prompt = json.loads((found / PROMPT).read_text()) if (found / PROMPT).exists() else {}
     prompt |= {} if pointer.template is None else {"template": pointer.template}
-    return Loaded(model, AutoTokenizer.from_pretrained(found), adapter.processor(found), prompt, _how(pointer))
+    return Loaded(model, AutoTokenizer.from_pretrained(found), adapter.processor(found), prompt, pointer.how)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------------

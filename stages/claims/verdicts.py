@@ -67,7 +67,7 @@ class Pair:
         """A metric's mean over edits, and over each resample of them."""
         parts = list(scores.HM_PARTS) if metric == "hm" else [metric]
         values = self.tables[method][parts].to_numpy(dtype=float)
-        both = scores.nanmean(values), scores.nanmean(values[self.draws].swapaxes(0, 1))
+        both = scores.nanmean(values), scores.resampled(values, self.draws)
         return tuple(scores.harmonic_mean(m) if metric == "hm" else m[..., 0] for m in both)
 
 

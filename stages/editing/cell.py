@@ -17,24 +17,22 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.backbone.vlm import Backbone
+from stages.editing import code
+from stages.editing.editors import module_of
 from stages.editing.edits import DIVERGED, Edit, Request, attempt
 from stages.editing.fitting import Example, fitted, training_probes
-from stages.editing.plan import Plan, Row
+from stages.editing.plan import Plan, Row, label
 from stages.editing.probes import Probe, probes_of
 from stages.editing.resume import Records
 from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Trial, trace_edits
-from stages.editing.trunk import States, code_digest, request_of
+from stages.editing.trunk import States, request_of
 from stages.editing.trunk_cache import TrunkCache
 from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
 from stages.settings import Embedded
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
-SHARED = (
-    "edits", "optimise", "probes", "trace", "transform", "full_forward", "fitting", "sentences", "size", "chunked_loss",
-    "editors/lora",
-)  # fmt: skip  # modules that editors share
 
 Traced = dict[str, Any]
 Makes = Callable[[Sequence[Request], Sequence[Mapping[str, Any]]], list[Edit]]
@@ -66,12 +64,8 @@ class Cell(Plan):
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
         trunk = TrunkCache(opened, digests, CACHE / plan.backbone_name, int(params.cache * 2**30), params.batch)
         examples = [Example(row, training[row["edit_id"]], partial(trunk.states, row)) for row in plan.learnt]
-        return cls(**vars(plan), backbone=opened, queries=queries, examples=examples, trunk=trunk, batch=params.batch)
-
-    @property
-    def code(self) -> str:
-        """A digest of all modules that decide what an edit does."""
-        return code_digest(*SHARED, f"editors/{self.method.editor}")
+        whole = vars(plan) | {"editor": module_of(plan.method.editor)}
+        return cls(**whole, backbone=opened, queries=queries, examples=examples, trunk=trunk, batch=params.batch)
 
     def records(self, purpose: str = "", *more: object) -> Records:
         """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
@@ -141,7 +135,8 @@ class Cell(Plan):
                 raise UserError(
                     f"{self.editor.__name__}: no train edits; allowed: a dataset and `edits` with `train` of at least 1"
                 )
-            made_from = json.dumps([self.code, self.trunk.pictures])
+            learns = code.digest(code.module_name(self.method.editor), "stages.editing.fitting")
+            made_from = json.dumps([learns, self.trunk.pictures])
             try:
                 more["fitted"] = fitted(self.editor, self.backbone, self.examples, settings, made_from, FITS)
             except FloatingPointError as error:
@@ -176,11 +171,6 @@ def few(probes: Sequence[Probe], count: int) -> list[Probe]:
     """The first `count` probes of each kind, and all samples, which locate radii."""
     kinds = [probe.kind for probe in probes]
     return [probe for i, probe in enumerate(probes) if probe.is_sample or kinds[:i].count(probe.kind) < count]
-
-
-def label(hyper: Mapping[str, Any]) -> str:
-    """Settings in words, the same for equal ones."""
-    return json.dumps(dict(hyper), sort_keys=True)
 
 
 def decode_shown(queries: Mapping[str, Sequence[Probe]], images: Mapping[str, bytes]) -> dict[str, Image.Image]:

@@ -1,20 +1,67 @@
-"""What the edits of a cell, a method on a backbone and a dataset, are made from: known before a model or a picture is opened."""
+"""What the edits of a cell, a method on a backbone and a dataset, are made from: known before a model or a picture is opened.
 
-from collections.abc import Mapping, Sequence
+Importing this loads no model library.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from stages.backbone import checkpoints
-from stages.editing.editors import module_of
-from stages.okedit.schema import read_edits, read_made
+from stages.backbone import pointer
+from stages.editing import code
+from stages.editing.declared import declared
+from stages.okedit.schema import decode, made, of_split, read_edits, read_images, read_table, shown
 from stages.params import Params, UserError
 from stages.settings import Method
 
 Row = Mapping[str, Any]
+ENCODER = "stages.editing.sentences"  # what reads the sentence encoder's weights
+MINILM = Path("data/assets/minilm")
+
+
+class Source:
+    """What plans are made of, each part read once."""
+
+    def __init__(self, params: Params):
+        self.params, self._known = params, {}
+
+    def _once(self, *asked: str, read: Callable[[], Any]) -> Any:
+        if asked not in self._known:
+            self._known[asked] = read()
+        return self._known[asked]
+
+    def edits(self, dataset: str) -> Sequence[Row]:
+        """All edits of a dataset, as `needed`."""
+        return self._once("edits", dataset, read=lambda: [needed(row) for row in read_edits(Path("data/okedit") / dataset)])
+
+    def samples(self, dataset: str) -> Sequence[Row]:
+        """The samples of all edits of a dataset."""
+        path = Path("data/samples") / dataset / "samples.parquet"
+        return self._once("samples", dataset, read=lambda: read_table(path).to_pylist())
+
+    def pictures(self, dataset: str) -> Mapping[str, bytes]:
+        """The encoded pictures of a dataset by id."""
+        paths = [Path("data") / stage / dataset / "images.parquet" for stage in ("okedit", "samples")]
+        return self._once("pictures", dataset, read=lambda: read_images(*paths))
+
+    def pixels(self, dataset: str, image_id: str) -> str:
+        """A digest of a picture as it is seen, however it is encoded; of one that is missing, none."""
+        png = self.pictures(dataset).get(image_id)
+        return self._once("pixels", dataset, image_id, read=lambda: "" if png is None else seen(image_id, png))
+
+    def fingerprint(self, backbone: str) -> str:
+        """The fingerprint of an assembled backbone."""
+        settings = self.params.backbone(backbone)
+        folder = Path("data/backbones") / settings.name
+        return self._once("backbone", backbone, read=lambda: pointer.fingerprint(folder, settings.layer))
+
+    def encoder(self) -> str:
+        """A digest of the sentence encoder's weights."""
+        return self._once("encoder", read=lambda: pointer.weights(MINILM))
 
 
 @dataclass(frozen=True)
@@ -35,25 +82,64 @@ class Plan:
     seeds: Sequence[int]
 
     @classmethod
-    def of(cls, params: Params, dataset: str, backbone: str, method: str, rows: Sequence[Row] | None = None) -> "Plan":
+    def of(
+        cls,
+        params: Params,
+        dataset: str,
+        backbone: str,
+        method: str,
+        rows: Sequence[Row] | None = None,
+        source: Source | None = None,
+    ) -> "Plan":
         """The plan of a cell, of `rows` or of the edits that a study makes; any fault of the method's settings is a UserError."""
-        chosen, settings, source = params.method(method), params.backbone(backbone), params.dataset(dataset)
-        editor, built = module_of(chosen.editor), Path("data/okedit") / source.name
+        chosen, built, source = params.method(method), params.dataset(dataset).name, source or Source(params)
+        params.backbone(backbone)
+        editor = declared(chosen.editor)
         grid = [asdict(one) for one in chosen.grid(editor.Settings)]
-        rows = [needed(row) for row in (read_made(built, params.edits) if rows is None else rows)]
+        rows = made(source.edits(built), params.edits) if rows is None else rows
         if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
             raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
-        samples = pq.read_table(Path("data/samples") / source.name / "samples.parquet").to_pylist()
-        learnt = [needed(row) for row in read_edits(built, ("train",))[: params.edits.train]] if hasattr(editor, "fit") else []
-        fingerprint = checkpoints.fingerprint(Path("data/backbones") / settings.name, settings.layer)
+        learnt = of_split(source.edits(built), "train")[: params.edits.train] if hasattr(editor, "fit") else []
         seeds = sorted(params.seeds.values())[: None if getattr(editor, "STOCHASTIC", False) else 1]
+        fingerprint, samples = source.fingerprint(backbone), source.samples(built)
         return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds)
 
     @property
     def name(self) -> str:
         return f"{self.dataset}-{self.backbone_name}-{self.method.name}"
 
+    @property
+    def to_trace(self) -> Sequence[Row]:
+        """The edits that a trace is of: dev edits choose α; other methods have no use for them once settings are chosen."""
+        return self.rows if self.method.router == "codebook" else [row for row in self.rows if row["split"] == "test"]
+
+    @property
+    def code(self) -> str:
+        """A digest of the code that decides what an edit does."""
+        return code.of_editor(self.method.editor)
+
+    def made_from(self, source: Source, rows: Sequence[Row], seeds: Sequence[int], *more: object) -> str:
+        """A digest of what some of the edits, and `more` that is asked of them, depend on, but for settings, code and device."""
+        ids = {row["edit_id"] for row in rows}
+        samples = [sample for sample in self.samples if sample["edit_id"] in ids]
+        images = {one["image_id"] for one in samples}.union(*map(shown, [*rows, *self.learnt])) - {None}
+        pixels = {image_id: source.pixels(self.dataset, image_id) for image_id in sorted(images)}
+        encoder = source.encoder() if ENCODER in code.closure(code.module_name(self.method.editor)) else ""
+        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, *more]
+        return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
+
+
+def label(hyper: Mapping[str, Any]) -> str:
+    """Settings in words, the same for equal ones."""
+    return json.dumps(dict(hyper), sort_keys=True)
+
 
 def needed(row: Row) -> dict[str, Any]:
     """An edit without what backbones answered before it: nothing here depends on that, and one more backbone changes no more."""
     return {key: value for key, value in row.items() if key != "unedited"}
+
+
+def seen(image_id: str, png: bytes) -> str:
+    """A digest of a picture's pixels."""
+    image = decode(image_id, png).convert("RGBA")
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]

@@ -3,15 +3,12 @@
 It is the same for every method and radius. It is computed once per (backbone, layer, edit) and cached by content.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.backbone import vlm
 from stages.backbone.prompts import SPANS, Query
 from stages.backbone.vlm import Backbone, Trunk, mean_over
 from stages.editing.edits import Request
@@ -229,16 +226,6 @@ def read(backbone: Backbone, final: torch.Tensor, real: torch.Tensor) -> tuple[t
         found.append(logits.topk(TOP).indices.cpu())
     best[real] = torch.cat(found)
     return best[..., 0].clone(), best
-
-
-def code_digest(*more: str) -> str:
-    """A digest of the modules that decide what the trunk says, and of `more` modules of this folder: stale records are
-    never reused.
-    """
-    editing, backbone = Path(__file__).parent, Path(vlm.__file__).parent
-    sources = [editing / "trunk.py", *(editing / f"{name}.py" for name in more)]
-    sources += [backbone / "tower.py", backbone / "vlm.py", *sorted((backbone / "adapters").glob("*.py"))]
-    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources)).hexdigest()
 
 
 def answer_hidden(states: States, candidates: Candidates, rows: Sequence[int]) -> torch.Tensor:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from stages.backbone.vlm import Backbone
+from stages.editing import code
 from stages.editing.probes import Probe
-from stages.editing.trunk import Candidates, States, code_digest, run_trunk
+from stages.editing.trunk import Candidates, States, run_trunk
 from stages.params import write_atomically
 
 
@@ -51,7 +52,7 @@ class TrunkCache:
     def _key(self, row: Mapping[str, Any], probes: Sequence[Probe]) -> str:
         shown = {p.image_id: self.pictures[p.image_id] for p in probes if p.image_id is not None}
         text = json.dumps([self.backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown], sort_keys=True)
-        return hashlib.sha256((code_digest() + text).encode()).hexdigest()[:24]
+        return hashlib.sha256((code.digest("stages.editing.trunk") + text).encode()).hexdigest()[:24]
 
     def _read(self, key: str) -> States | None:
         path = self._place / f"{key}.pt"

@@ -73,10 +73,11 @@ def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame
     """
     ours = next((m.name for m in params.methods.values() if params.is_ours(m)), None)
     seed = derive_seed(params.seed, "permutations")
-    found = []
+    found, signs = [], None
     for (protocol, name), table in tables.items():
         if ours is not None and name != ours:
-            signs = paired.swaps(len(table), params.metrics.permutations, seed)
+            if signs is None or signs.shape[1] != len(table):
+                signs = paired.swaps(len(table), params.metrics.permutations, seed)
             compared = paired.compare(tables[protocol, ours], table, signs, draws, params.metrics.level)
             found.append(compared.assign(ours=ours, method=name, protocol=protocol))
     if not found:

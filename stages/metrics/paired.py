@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stages.scoring.scores import HM_PARTS, harmonic_mean, nanmean
+from stages.scoring.scores import HM_PARTS, harmonic_mean, interval, resampled
 
 COMPARED = ("reliability", *HM_PARTS, "hm")
 
@@ -24,21 +24,21 @@ def compare(ours: pd.DataFrame, other: pd.DataFrame, signs: np.ndarray, draws: n
 
     `draws` come from `scores.resample`, `signs` from `swaps`. Every edit counts that has the metric; its n is theirs.
     """
-    rows = []
+    rows, parts = [], ["reliability", *HM_PARTS]
+    whole = [table[parts].to_numpy(dtype=float) for table in (ours, other)]
     for metric in COMPARED:
-        parts = list(HM_PARTS) if metric == "hm" else [metric]
-        a, b = (table[parts].to_numpy(dtype=float) for table in (ours, other))
+        at = [parts.index(part) for part in (HM_PARTS if metric == "hm" else [metric])]
+        a, b = (values[:, at] for values in whole)
         known = np.isfinite(a).all(1) & np.isfinite(b).all(1)
         if not known.any():
             continue
         difference = _score(a[known].mean(0)) - _score(b[known].mean(0))
         middle = (a[known] + b[known]).mean(0) / 2
-        half = signs[:, known] @ (a[known] - b[known]) / known.sum() / 2
+        half = signs @ np.where(known[:, None], a - b, 0) / known.sum() / 2
         swapped = _score(middle + half) - _score(middle - half)
         as_far = np.abs(swapped) >= abs(difference) - 1e-12
-        shared = [np.where(known[:, None], x, np.nan) for x in (a, b)]
-        resampled = [_score(nanmean(x[draws].swapaxes(0, 1))) for x in shared]
-        low, high = np.nanquantile(resampled[0] - resampled[1], [(1 - level) / 2, (1 + level) / 2])
+        both = [_score(resampled(np.where(known[:, None], x, np.nan), draws)) for x in (a, b)]
+        low, high = interval(both[0] - both[1], level)
         p = (1 + as_far.sum()) / (1 + len(signs))
         rows.append({"metric": metric, "difference": difference, "low": low, "high": high, "p": p, "n": int(known.sum())})
     return pd.DataFrame(rows)

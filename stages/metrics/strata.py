@@ -27,10 +27,10 @@ def answer_type(answer: str) -> str:
 
 def stratify(table: pd.DataFrame, by: pd.DataFrame, resamples: int, level: float, seed: int) -> pd.DataFrame:
     """group, stratum, metric, mean, low, high, n of each part of a `per_edit` table, with an interval over its edits."""
-    found = []
+    found, table = [], table[[metric for metric in table if metric in SHOWN]]
     for group in by.columns:
         for stratum, members in table.groupby(by[group].reindex(table.index)):
             draws = scores.resample(len(members), resamples, derive_seed(seed, group, str(stratum)))
             summary = scores.summarise(members, draws, level)
-            found.append(summary[summary["metric"].isin(SHOWN)].assign(group=group, stratum=stratum))
+            found.append(summary.assign(group=group, stratum=stratum))
     return pd.concat(found, ignore_index=True)[["group", "stratum", "metric", "mean", "low", "high", "n"]]

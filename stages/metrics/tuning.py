@@ -23,10 +23,11 @@ def settled(method: Method, trace: pd.DataFrame) -> Method:
     dev = trace[trace["split"] == "dev"]
     if dev.empty:
         raise UserError("radius.alpha: 'dev' is not allowed without dev edits; allowed: a number from 0 to 1")
-    tried = [replace(method, radius=replace(method.radius, alpha=alpha)) for alpha in ALPHAS]
-    return tried[int(np.argmax([hm(dev, one) for one in tried]))]
+    return replace(method, radius=replace(method.radius, alpha=ALPHAS[int(np.argmax(hms(dev, method)))]))
 
 
-def hm(trace: pd.DataFrame, method: Method) -> float:
-    """Strict HM of a trace's edits."""
-    return scores.hm_and_parts(scores.per_edit(routing.route(trace, routing.routed_on(trace, method)), "strict"))["hm"]
+def hms(trace: pd.DataFrame, method: Method) -> np.ndarray:
+    """[alphas]: strict HM of a trace's edits under each α."""
+    found = routing.sample_distances(trace, method.key, method.radius)
+    reach = routing.widths(found, method.radius, ALPHAS)
+    return scores.hms(trace, routing.within(trace, reach, routing.distance_column(method.key, method.radius)))

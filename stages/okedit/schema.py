@@ -56,8 +56,13 @@ class EditRow:
 
     def shown(self) -> set[str]:
         """Ids of all pictures that the edit and its probes show."""
-        probed = {p["image_id"] for p in [*self.locality, *self.hops]} - {None}
-        return {self.image_id, *self.generality_image_ids} | probed
+        return shown(vars(self))
+
+
+def shown(row: Mapping[str, Any]) -> set[str]:
+    """Ids of all pictures that an edit and its probes show."""
+    probed = {p["image_id"] for p in [*row["locality"], *row["hops"]]} - {None}
+    return {row["image_id"], *row["generality_image_ids"]} | probed
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,18 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
         pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), temporary, compression="zstd")
 
 
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One parquet file, or some of its columns, without the libraries that `pq.read_table` loads."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns)
+
+
 def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, Any]]:
     """The rows of the given splits, checked for fields."""
     path = folder / "edits.parquet"
     if not path.exists():
         raise UserError(f"dataset: {path} is missing; run the `okedit` stage first")
-    table = pq.read_table(path)
+    table = read_table(path)
     for name in EDITS.names:
         if name not in table.column_names:
             raise UserError(f"{path}: the field {name!r} is missing; needed: {', '.join(EDITS.names)}")
@@ -134,17 +145,22 @@ def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, A
     return rows
 
 
-def read_made(folder: Path, edits: Edits) -> list[dict[str, Any]]:
+def of_split(rows: Sequence[Mapping[str, Any]], split: str) -> list[Mapping[str, Any]]:
+    """The edits of one split, in the table's order."""
+    return [row for row in rows if row["split"] == split]
+
+
+def made(rows: Sequence[Mapping[str, Any]], edits: Edits) -> list[Mapping[str, Any]]:
     """The dev and test edits that a study makes: the first of each split, as many as `edits` says, in the table's order."""
-    return [row for split, n in (("test", edits.test), ("dev", edits.dev)) for row in read_edits(folder, (split,))[:n]]
+    return of_split(rows, "test")[: edits.test] + of_split(rows, "dev")[: edits.dev]
 
 
-def read_sequence(folder: Path, edits: Edits, count: int) -> list[dict[str, Any]]:
+def in_sequence(rows: Sequence[Mapping[str, Any]], edits: Edits, count: int) -> list[Mapping[str, Any]]:
     """The edits that follow on each other, at most `count`: test edits and then train edits that no method learns from, in the
     table's order; after them the dev edits that a study makes, which are held out.
     """
-    others = read_edits(folder, ("test",)) + read_edits(folder, ("train",))[edits.train :]
-    return others[:count] + read_edits(folder, ("dev",))[: edits.dev]
+    others = of_split(rows, "test") + of_split(rows, "train")[edits.train :]
+    return others[:count] + of_split(rows, "dev")[: edits.dev]
 
 
 def read_images(*paths: Path) -> dict[str, bytes]:
@@ -153,7 +169,7 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     for path in paths:
         if not path.exists():
             raise UserError(f"images: {path} is missing; run the stage that writes it first")
-        for row in pq.read_table(path, columns=["image_id", "png"]).to_pylist():
+        for row in read_table(path, ["image_id", "png"]).to_pylist():
             found[row["image_id"]] = row["png"]
     return found
 

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages.editing.editors import module_of
+from stages.editing.declared import declared
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.retention import retention
 from stages.scoring import routing
-from stages.sequences import cache, rollout
-from stages.sequences.probes import HELD_OUT
+from stages.sequences import kept
+from stages.sequences.orders import HELD_OUT, orders, points
 
 AXES = ["dataset", "backbone", "method", "memory"]
 OUT = Path("reports/sequences.csv")
@@ -27,9 +27,8 @@ OUT = Path("reports/sequences.csv")
 
 def open_tables(dataset: str, backbone: str, method: str) -> retention.Tables:
     """What `stages.sequences` wrote of a method on a backbone and a dataset."""
-    folder, parts = cache.MADE / f"{dataset}-{backbone}-{method}", []
-    for name in cache.TABLES:
-        path = folder / f"{name}.parquet"
+    parts = []
+    for path in kept.files(kept.MADE / f"{dataset}-{backbone}-{method}"):
         if not path.exists():
             raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {dataset} {backbone} {method}`")
         parts.append(pd.read_parquet(path))
@@ -41,18 +40,18 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
     """Scores at every point of every order, of each kind of memory that the method can have."""
     tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
     few = replace(tables, edits=tables.edits[: method.sequence.shared])
-    kinds, orders, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
+    kinds, drawn, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
     if method.router == "codebook":
         method = settled(method, read_trace(dataset, backbone, name))
         reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
-        points = rollout.points(params.sequence, len(tables.edits))
-        kinds["codebook"] = retention.codebook(tables, orders_of(params, dataset, tables.edits), points, radii, column)
+        whole, at = orders_of(params, dataset, tables.edits), points(params.sequence, len(tables.edits))
+        kinds["codebook"] = retention.codebook(tables, whole, at, radii, column)
         if len(tables.rollout):
-            kinds["released code"] = retention.shared(few, orders, radii, column)
+            kinds["released code"] = retention.shared(few, drawn, radii, column)
     else:
-        beside = getattr(module_of(method.editor), "MEMORY_BASED", False)
-        kinds["memory" if beside else "weights"] = retention.shared(few, orders, None, "", beside)
+        beside = getattr(declared(method.editor), "MEMORY_BASED", False)
+        kinds["memory" if beside else "weights"] = retention.shared(few, drawn, None, "", beside)
     on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
     kinds["alone"] = [retention.alone(tables, on)]
     for memory, reached in kinds.items():
@@ -62,7 +61,7 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
 
 def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[int]]:
     """The orders in which the edits are made, as their numbers."""
-    return rollout.orders(range(len(edits)), params.sequence.orders, derive_seed(params.seed, "sequence", dataset))
+    return orders(range(len(edits)), params.sequence.orders, derive_seed(params.seed, "sequence", dataset))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from stages.params import UserError
 from stages.retention.replay import replay
 from stages.scoring import scores
-from stages.sequences.probes import HELD_OUT
+from stages.sequences.orders import HELD_OUT
 
 QUERY = ["edit_id", "probe"]
 OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from stages.assets import knowledge
 from stages.backbone.vlm import Backbone
-from stages.okedit.schema import IMAGES, read_images, read_made, read_sequence, write_table
+from stages.okedit.schema import IMAGES, in_sequence, made, read_edits, read_images, write_table
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
 from stages.samples.pools import Drawings, Photos, Pool, other_question
@@ -27,15 +27,16 @@ def main() -> None:
     torch.set_num_threads(params.threads)
     dataset = params.dataset(sys.argv[1])
     built = Path("data/okedit") / dataset.name
-    made, facts = read_made(built, params.edits), knowledge.load()
-    rows = list({row["edit_id"]: row for row in [*made, *read_sequence(built, params.edits, params.sequence.edits)]}.values())
+    edits, facts = read_edits(built), knowledge.load()
+    first, after = made(edits, params.edits), in_sequence(edits, params.edits, params.sequence.edits)
+    rows = list({row["edit_id"]: row for row in [*first, *after]}.values())
     pool: Pool
     if dataset.source in DRAWN:
         pool = Drawings(facts, Path("data/assets"))
     else:
         name, settings = next(iter(params.edited.items()))
         backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
-        pool = Photos(made, read_images(built / "images.parquet"), backbone)
+        pool = Photos(first, read_images(built / "images.parquet"), backbone)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
         others = pool.others(row)

@@ -4,6 +4,8 @@ A trace holds every query's distance to its edit's key and its outcome with the 
 outcome, so that no strategy, α, distance or key span needs an edit to be made again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +13,11 @@ from stages.params import UserError
 from stages.settings import Key, Method, Radius
 
 EDIT = ["seed", "edit_id"]
+READ = (
+    *EDIT, "split", "kind", "probe", "target_off", "target_on", "same_on", "tf_off", "tf_on", "top10_on", "correct_off", "fires",
+    "diverged",
+)  # fmt: skip  # columns of a trace, beside distances, that routing and scoring read
+ENDS = {"positive": 1.0, "negative": 0.0}  # strategies that are the balance's ends
 REACHED = ("edit", "text_generality", "image_generality", "joint_generality", "hop1", "hop2")  # kinds that the edit must change
 
 
@@ -19,20 +26,31 @@ def distance_column(key: Key, radius: Radius) -> str:
     return f"{radius.distance}_{key.span}"
 
 
+def edits_of(trace: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """The edits of a trace, by seed and name, with their `split`, and which of them each row belongs to."""
+    (edit, ids), (seed, _) = (pd.factorize(trace[name], sort=True) for name in ("edit_id", "seed"))
+    _, first, rows = np.unique(seed * len(ids) + edit, return_index=True, return_inverse=True)
+    return trace[[*EDIT, "split"]].iloc[first].reset_index(drop=True), rows
+
+
 def sample_distances(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     """Per (seed, edit): its `split`, and `d_plus` and `d_minus`, in units of the chosen distance.
 
     d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative ones. UserError where some edit has
     none.
     """
-    column, edits = distance_column(key, radius), trace.groupby(EDIT)["split"].first()
-    positive = trace[trace["kind"] == "sample_positive"].sort_values("probe", kind="stable").groupby(EDIT).head(radius.positives)
-    negative = trace[trace["kind"].isin([f"sample_{name}" for name in radius.negative])]
-    far = {name: samples.groupby(EDIT)[column].mean() for name, samples in (("d_plus", positive), ("d_minus", negative))}
-    found = pd.DataFrame({"split": edits} | far)
+    (found, rows), kind = edits_of(trace), trace["kind"]
+    far, order = trace[distance_column(key, radius)].to_numpy(), np.lexsort((trace["probe"].to_numpy(), rows))
+    positive = order[kind.eq("sample_positive").to_numpy()[order]]
+    place = pd.Series(rows[positive]).groupby(rows[positive]).cumcount().to_numpy()
+    negative = np.flatnonzero(kind.isin([f"sample_{name}" for name in radius.negative]))
+    for name, samples in (("d_plus", positive[place < radius.positives]), ("d_minus", negative)):
+        samples = samples[~np.isnan(far[samples])]
+        sums, counts = (np.bincount(rows[samples], values, len(found)) for values in (far[samples], None))
+        found[name] = np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0)
     if found[["d_plus", "d_minus"]].isna().any(axis=None):
         raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
-    return found.reset_index()
+    return found
 
 
 def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
@@ -42,11 +60,25 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
     is on average.
     """
     found = sample_distances(trace, key, radius)
-    alpha = {"positive": 1.0, "negative": 0.0}.get(radius.strategy, radius.alpha)
-    between = alpha * found["d_plus"] + (1 - alpha) * found["d_minus"]
-    found["epsilon"] = {"constant": radius.epsilon, "mean": between.mean()}.get(radius.strategy, between)
+    found["epsilon"] = widths(found, radius, [radius.alpha])[0]
     found["inverted"] = found["d_plus"] > found["d_minus"]
     return found
+
+
+def widths(found: pd.DataFrame, radius: Radius, alphas: Sequence[float]) -> np.ndarray:
+    """[alphas, edits]: the radii of edits whose samples lie as far as `found` says, under each α."""
+    plus, minus = found["d_plus"].to_numpy(), found["d_minus"].to_numpy()
+    if radius.strategy in ENDS:
+        alphas = [ENDS[radius.strategy]] * len(alphas)
+    between = np.stack([alpha * plus + (1 - alpha) * minus for alpha in alphas])
+    if radius.strategy == "mean":
+        return np.repeat(between.mean(axis=1, keepdims=True), len(plus), axis=1)
+    return np.full_like(between, radius.epsilon) if radius.strategy == "constant" else between
+
+
+def within(trace: pd.DataFrame, reach: np.ndarray, column: str) -> np.ndarray:
+    """[..., rows] bool: the query lies within the radius of its edit; `reach` [..., edits] are radii of `edits_of` the trace."""
+    return trace[column].to_numpy() <= reach[..., edits_of(trace)[1]]
 
 
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
@@ -61,8 +93,8 @@ def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
         return trace["kind"].isin(REACHED).to_numpy()
     if method.router != "codebook":
         return np.full(len(trace), method.router == "always")
-    epsilon = trace[EDIT].merge(radii(trace, method.key, method.radius), on=EDIT, how="left")["epsilon"]
-    return trace[distance_column(method.key, method.radius)].to_numpy() <= epsilon.to_numpy()
+    found = radii(trace, method.key, method.radius)
+    return within(trace, found["epsilon"].to_numpy(), distance_column(method.key, method.radius))
 
 
 def route(trace: pd.DataFrame, on: np.ndarray) -> pd.DataFrame:

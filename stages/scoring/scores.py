@@ -4,11 +4,14 @@ A score is a macro mean: over the probes of an edit, then over edits (seeds are 
 decoding. Teacher-forced: the field's mean argmax accuracy and top-1 agreement.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from stages.scoring.means import Asked, across
 from stages.scoring.routing import REACHED
 
 PROTOCOLS = ("strict", "teacher_forced")
@@ -26,27 +29,35 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
     `outcomes` come from `routing.route`, of one method.
     """
-    reached = outcomes["kind"].isin(REACHED)
-    strict = outcomes["target"].where(reached, outcomes["same"]).astype(float)
-    value = strict if protocol == "strict" else outcomes["tf"]
-    rows = outcomes.assign(value=value)
-    rows["kind"] = rows["kind"].replace({"edit": "reliability"})
-
-    def means(chosen: pd.DataFrame) -> pd.DataFrame:
-        return chosen.groupby(["edit_id", "kind"])["value"].mean().unstack("kind")
-
-    table = means(rows).reindex(sorted(outcomes["edit_id"].unique()))
-    kinds = [k for k in LOCALITY if k in table]
-    wrong = means(rows[rows["kind"].isin(GENERALITY) & ~rows["target_off"]]).add_suffix("_unedited_wrong")
-    right = means(rows[rows["kind"].isin(LOCALITY) & rows["correct_off"]]).add_suffix("_unedited_right")
-    table["text_locality"] = table.get("text_only", np.nan)
-    table["image_locality"] = table[[k for k in IMAGE_LOCALITY if k in table]].mean(axis=1)
-    table["locality"] = table[kinds].mean(axis=1)
-    table = table.join(wrong).join(right)
-    table["diverged"] = outcomes.groupby("edit_id")["diverged"].mean()  # these count as they are: the unedited model's outcomes
+    asked, kind = Asked.of(outcomes), outcomes["kind"]
+    reached, kept = kind.isin(REACHED).to_numpy(), kind.isin(LOCALITY).to_numpy()
+    value = worth(reached, outcomes["target"].to_numpy(), outcomes["same"].to_numpy(), outcomes["tf"].to_numpy(), protocol)
+    table = of_kinds(asked.means(value))
+    wrong = kind.isin(GENERALITY).to_numpy() & ~outcomes["target_off"].to_numpy(dtype=bool)
+    right = kept & outcomes["correct_off"].to_numpy(dtype=bool)
+    for name, chosen in (("unedited_wrong", wrong), ("unedited_right", right)):
+        table |= {f"{kind}_{name}": means for kind, means in asked.means(value, chosen).items()}
+    all_kinds = Asked(asked.edits, ["diverged"], asked.place // len(asked.kinds))
+    table |= all_kinds.means(outcomes["diverged"].to_numpy())  # these count as they are: the unedited model's outcomes
     if protocol == "teacher_forced":
-        top10 = rows[rows["kind"].isin(LOCALITY)].groupby(["edit_id", "kind"])["top10"].mean().unstack("kind")
-        table["locality_top10"] = top10.mean(axis=1)
+        top10 = asked.means(outcomes["top10"].to_numpy(dtype=float), kept)
+        table["locality_top10"] = across(list(top10.values())) if top10 else np.nan
+    return pd.DataFrame(table, index=pd.Index(asked.edits, name="edit_id"))
+
+
+def worth(reached: np.ndarray, target: np.ndarray, same: np.ndarray, tf: np.ndarray, protocol: str) -> np.ndarray:
+    """[..., probes]: the value of each outcome in a protocol; what must be `reached` is worth its target."""
+    return np.where(reached, target, same).astype(float) if protocol == "strict" else tf
+
+
+def of_kinds(means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The metrics of each edit that come of means by kind: those of the kinds, sorted by name, and averages over some."""
+    table = dict(sorted(("reliability" if kind == "edit" else kind, found) for kind, found in means.items()))
+    nothing = np.full_like(next(iter(means.values())), np.nan)
+    table["text_locality"] = table.get("text_only", nothing)
+    for name, kinds in (("image_locality", IMAGE_LOCALITY), ("locality", LOCALITY)):
+        found = [table[kind] for kind in kinds if kind in table]
+        table[name] = across(found) if found else nothing
     return table
 
 
@@ -62,6 +73,21 @@ def hm_and_parts(table: pd.DataFrame) -> dict[str, float]:
     return parts | {"hm": float(np.nan_to_num(harmonic_mean(np.array(list(parts.values()))), nan=-1.0))}
 
 
+def judged(trace: pd.DataFrame, on: np.ndarray, protocol: str) -> dict[str, np.ndarray]:
+    """metric → [..., edits]: scores of a trace's edits, of its probes alone, under each of many routings `on` [..., rows]."""
+    target = np.where(on, trace["target_on"], trace["target_off"])
+    same, tf = np.where(on, trace["same_on"], True), np.where(on, trace["tf_on"], trace["tf_off"])
+    return of_kinds(Asked.of(trace).means(worth(trace["kind"].isin(REACHED).to_numpy(), target, same, tf, protocol)))
+
+
+def hms(trace: pd.DataFrame, on: np.ndarray) -> np.ndarray:
+    """[...]: strict HM of a trace under each of many routings, `on` [..., rows]; -1 where a part is missing."""
+    asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
+    table, nothing = judged(trace[asked], on[..., asked], "strict"), np.full((*on.shape[:-1], 1), np.nan)
+    parts = [nanmean(table.get(part, nothing), axis=-1) for part in HM_PARTS]
+    return np.nan_to_num(harmonic_mean(np.stack(parts, -1)), nan=-1.0)
+
+
 def resample(edits: int, resamples: int, seed: int) -> np.ndarray:
     """[resamples, edits] indices with replacement: the same draw for every method, so that differences are paired."""
     return np.random.default_rng(seed).integers(edits, size=(resamples, edits))
@@ -69,25 +95,47 @@ def resample(edits: int, resamples: int, seed: int) -> np.ndarray:
 
 def summarise(table: pd.DataFrame, draws: np.ndarray, level: float) -> pd.DataFrame:
     """mean, low, high and n of every metric of a `per_edit` table, HM included; n counts the edits that have the metric."""
-    parts = list(HM_PARTS)
-    columns = [*table.columns, "hm"]
-    values = table.to_numpy(dtype=float)
-    n = np.isfinite(values).sum(0)
-    means = _with_hm(nanmean(values), table.columns, parts)
-    resampled = _with_hm(nanmean(values[draws].swapaxes(0, 1)), table.columns, parts)
-    low, high = np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    result = pd.DataFrame({"metric": columns, "mean": means, "low": low, "high": high, "n": [*n, len(table)]})
+    result = pd.DataFrame(summaries({name: table[name].to_numpy(dtype=float) for name in table}, draws, level))
     return result[result["n"] > 0].reset_index(drop=True)
 
 
-def nanmean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis that leaves NaN out, and is NaN where nothing is left."""
+def summaries(table: Mapping[str, np.ndarray], draws: np.ndarray, level: float) -> dict[str, Any]:
+    """`metric`, and `mean`, `low`, `high` and `n` [..., metrics] of scores [..., edits] by metric, HM included."""
+    values = np.moveaxis(np.stack(list(table.values()), -1), -2, 0)
+    means, n = _with_hm(nanmean(values), table), np.isfinite(values).sum(0)
+    n = np.concatenate([n, np.full((*n.shape[:-1], 1), len(values))], -1)
+    low, high = interval(_with_hm(resampled(values, draws), table), level)
+    return {"metric": [*table, "hm"], "mean": means, "low": low, "high": high, "n": n}
+
+
+def resampled(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """[resamples, ...]: means over the edits of each draw, of values [edits, ...], that leave NaN out."""
+    resamples, edits = len(draws), len(values)
+    places = draws + edits * np.arange(resamples)[:, None]
+    times = np.bincount(places.ravel(), minlength=resamples * edits).reshape(resamples, edits).astype(float)  # drawn
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(0) / known.sum(0)
+        return np.tensordot(times, np.where(known, values, 0), 1) / np.tensordot(times, known.astype(float), 1)
 
 
-def _with_hm(means: np.ndarray, columns: Sequence[str], parts: Sequence[str]) -> np.ndarray:
+def interval(values: np.ndarray, level: float) -> np.ndarray:
+    """[2, ...]: the quantiles over the first axis that hold `level` of the values between them; NaN is left out."""
+    at = [(1 - level) / 2, (1 + level) / 2]
+    if not np.isnan(values).any():
+        return np.quantile(values, at, axis=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice encountered")
+        return np.nanquantile(values, at, axis=0)
+
+
+def nanmean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean over an axis that leaves NaN out, and is NaN where nothing is left."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis) / known.sum(axis)
+
+
+def _with_hm(means: np.ndarray, metrics: Iterable[str]) -> np.ndarray:
     """`means` [..., metrics] with HM as a last column."""
-    at = [list(columns).index(part) for part in parts]
+    at = [list(metrics).index(part) for part in HM_PARTS]
     return np.concatenate([means, harmonic_mean(means[..., at])[..., None]], -1)

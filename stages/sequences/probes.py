@@ -13,10 +13,10 @@ from stages.editing.probes import Probe, probes_of
 from stages.editing.trace import Trial, trace_edits
 from stages.editing.trunk import States, select
 from stages.okedit.schema import LOCALITY_KINDS
+from stages.sequences.orders import HELD_OUT
 
 ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
 KEPT = ("target_on", "same_on", "tf_on", "fires")
-HELD_OUT = "dev"  # the split whose edits are never made
 NONE, LEFT_ALONE = Edit(), Edit(fires=lambda queries, *_: torch.zeros(len(queries), dtype=torch.bool))
 Row = Mapping[str, Any]
 

@@ -2,32 +2,19 @@
 memory (SERAC), each goes on from the one before. Such sequences are rolled out: at some points, every edit made so far is tested.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from stages.editing.cell import Cell
+from stages.editing.cell import Cell, Makes
 from stages.editing.edits import Edit
 from stages.editing.resume import Records
 from stages.params import derive_seed
+from stages.sequences.orders import orders, points
 from stages.sequences.probes import ProbeSet, Row, outcomes
 from stages.settings import Sequence as Settings
-
-T = TypeVar("T")
-
-
-def orders(edits: Sequence[T], count: int, seed: int) -> list[list[T]]:
-    """`count` orders of the edits, the first as they come."""
-    drawn = [np.random.default_rng(derive_seed(seed, "order", str(i))).permutation(len(edits)) for i in range(1, count)]
-    return [list(edits), *([edits[i] for i in order] for order in drawn)]
-
-
-def points(settings: Settings, edits: int) -> list[int]:
-    """The numbers of edits after which all is tested: those of params.yaml that there are edits for, and all edits."""
-    return sorted({at for at in settings.at if at < edits} | {edits})
 
 
 def rollout(
@@ -56,7 +43,7 @@ def rollout(
 
 
 def sequence(
-    cell: Cell, make: Callable[..., Edit], hyper: Mapping[str, Any], order: Sequence[Row], at: Sequence[int]
+    cell: Cell, make: Makes, hyper: Mapping[str, Any], order: Sequence[Row], at: Sequence[int]
 ) -> Iterator[tuple[int, Edit]]:
     """Make the edits of `order`, each going on from the one before; gives the last after each number in `at`."""
     last = None

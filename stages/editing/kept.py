@@ -1,0 +1,122 @@
+"""What Git keeps of a cell, and whether it may be taken from there: making it takes minutes to an hour.
+
+The stage `plan_edits` writes what a cell is made from (`Planned`); beside what was made stands what it was made from (`Stamp`).
+Where the two say the same, the file is copied. Importing this loads no model library.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stages.params import UserError, write_atomically
+
+MADE, KEPT = Path("data/traces"), Path("reports/traces")
+PLANS, STAMPS = Path("data/plans/edits"), Path("data/stamps/edits")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a cell was made from (a digest) and with which settings, by which code and on which device. Where other code made it,
+    `checked` of its edits were made again by this code, with the same results. `tried` are the lines of reports/tuning.csv that
+    come with it, until it is kept.
+    """
+
+    made_from: str
+    settings: Mapping[str, Any]
+    code: str
+    device: str
+    checked: int = 0
+    tried: Sequence[Mapping[str, str]] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "Stamp":
+        return cls(**read_json(path))
+
+    def write(self, path: Path) -> None:
+        write_json(path, {name: value for name, value in asdict(self).items() if value or name != "tried"})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a cell would be made from and by, with its settings where they are known, the code that chose them (None where there
+    was no choice), and what Git keeps of it: the stamp, and a digest of the files.
+    """
+
+    made_from: str
+    code: str
+    device: str
+    settings: Mapping[str, Any] | None
+    chosen_by: str | None
+    kept: Stamp | None
+    content: str | None
+
+    @classmethod
+    def read(cls, path: Path) -> "Planned":
+        found = read_json(path)
+        return cls(**found | {"kept": found["kept"] and Stamp(**found["kept"])})
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    def fits(self, settings: Mapping[str, Any] | None) -> bool:
+        """Whether what Git keeps was made from the same, with these settings, by whatever code."""
+        return self.kept is not None and self.kept.made_from == self.made_from and self.kept.settings == settings
+
+    @property
+    def stands(self) -> bool:
+        """Whether what Git keeps is what would be made."""
+        return self.fits(self.settings) and self.kept.code == self.code
+
+    def stamp(self, settings: Mapping[str, Any], tried: Sequence[Mapping[str, str]] = (), checked: int = 0) -> Stamp:
+        """The stamp of what is made as planned, or of what Git keeps after a check of some edits."""
+        return Stamp(self.made_from, settings, self.code, self.kept.device if checked else self.device, checked, tried)
+
+
+def stamped(path: Path, *files: Path) -> dict[str, Any]:
+    """The `kept` and `content` of a plan: None where the stamp at `path` or one of the files is not there."""
+    if not all(one.exists() for one in (path, *files)):
+        return {"kept": None, "content": None}
+    content = hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16]
+    return {"kept": Stamp.read(path), "content": content}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small file; UserError where it is missing."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; run the stage that writes it first (`dvc repro`)")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, said: Mapping[str, Any]) -> None:
+    """A small file that people can read."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Put a file in the place of another; UserError where it is missing."""
+    if not source.exists():
+        raise UserError(f"trace: {source} is missing; run the `edits` stage first")
+    with write_atomically(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def take(name: str, stamp: Stamp) -> None:
+    """Take a cell's trace from Git, under `stamp`."""
+    copy(KEPT / f"{name}.parquet", MADE / f"{name}.parquet")
+    stamp.write(STAMPS / f"{name}.json")
+    said = f", checked on {stamp.checked} edits made again by the code of now" if stamp.checked else ""
+    print(f"[edits] {name}: as {KEPT / name}.parquet has it{said}")
+
+
+def keep(name: str) -> Stamp:
+    """Put a cell's trace and stamp where Git keeps them, and return the stamp; the same trace is not written again."""
+    stamp, made, there = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet", KEPT / f"{name}.parquet"
+    if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
+        copy(made, there)
+    replace(stamp, tried=()).write(KEPT / f"{name}.json")
+    return stamp

@@ -1,0 +1,32 @@
+"""Plan cells: data/plans/edits/<cell>.json says what each is made from and by, and what Git keeps of it.
+
+A cell of the graph depends on its own plan alone. What changes no plan (another editor's code, a radius, prose) makes no edit
+again, and DVC has one small file to compare where there were thirty.
+"""
+
+from collections.abc import Sequence
+
+from stages.editing import choices, kept
+from stages.editing.kept import Planned
+from stages.editing.plan import Plan, Source
+from stages.params import Params
+
+
+def write(params: Params, cells: Sequence[Sequence[str]]) -> None:
+    """The plans of some cells."""
+    source = Source(params)
+    found = {"-".join(names): plan(params, *names, source)[1] for names in cells}
+    for name, planned in found.items():
+        planned.write(kept.PLANS / f"{name}.json")
+    standing = sum(planned.stands for planned in found.values())
+    print(f"[plan] {len(found)} cells, {standing} as Git has them -> {kept.PLANS}")
+
+
+def plan(params: Params, dataset: str, backbone: str, method: str, source: Source | None = None) -> tuple[Plan, Planned]:
+    """One cell's plan, and what its file says."""
+    source = source or Source(params)
+    made = Plan.of(params, dataset, backbone, method, source=source)
+    settings, by = choices.known(made)
+    there = kept.stamped(kept.KEPT / f"{made.name}.json", kept.KEPT / f"{made.name}.parquet")
+    digest = made.made_from(source, made.to_trace, made.seeds, made.method.router == "codebook")
+    return made, Planned(digest, made.code, params.device, settings, by, **there)

@@ -1,0 +1,35 @@
+"""Make a cell's sequences, or check that what other code made may be taken."""
+
+from functools import partial
+
+import pandas as pd
+import torch
+
+from stages.editing import check as edits
+from stages.editing.cell import Cell
+from stages.editing.kept import Planned
+from stages.editing.plan import Plan
+from stages.params import Params, write_atomically
+from stages.sequences import check, kept
+from stages.sequences.chain import chain
+from stages.sequences.planning import goes_on
+from stages.sequences.probes import queries_of
+
+
+def make(params: Params, plan: Plan, planned: Planned) -> None:
+    """A cell's tables, which Git does not have as they are planned."""
+    torch.set_num_threads(params.threads)
+    settings, name = plan.method.sequence, plan.name
+    cell = Cell.open(params, plan, partial(queries_of, count=settings.probes))
+    if planned.fits(planned.settings):
+        there = {path.stem: pd.read_parquet(path) for path in kept.files(kept.KEPT / name)}
+        found = check.differs(cell, planned.settings, settings, there, params.seed)
+        if not found:
+            return kept.take(name, planned.stamp(planned.settings, checked=edits.EDITS))
+        print(f"[sequences] {name}: the code has changed and with it {found}; made anew")
+    tables = chain(cell, planned.settings, settings, params.seed, goes_on(plan.method))
+    for path in kept.files(kept.MADE / name):
+        with write_atomically(path) as temporary:
+            tables[path.stem].to_parquet(temporary, index=False, compression="zstd")
+    planned.stamp(planned.settings).write(kept.STAMPS / f"{name}.json")
+    print(f"[sequences] {name}: {len(plan.rows)} edits, held-out ones among them -> {kept.MADE / name}")

@@ -1,0 +1,51 @@
+"""Plan the sequences of cells: data/plans/sequences/<cell>.json says what each is made from and by, and what Git keeps of it."""
+
+from itertools import product
+
+from stages.editing import code
+from stages.editing import kept as traces
+from stages.editing.declared import declared
+from stages.editing.kept import Planned, Stamp
+from stages.editing.plan import Plan, Source
+from stages.okedit.schema import in_sequence
+from stages.params import Params, UserError
+from stages.sequences import kept
+from stages.settings import Method
+
+
+def cells(params: Params) -> list[tuple[str, str, str]]:
+    """Dataset, backbone and method of every cell."""
+    return list(product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods))
+
+
+def write(params: Params) -> None:
+    """The plans of all cells."""
+    source = Source(params)
+    found = {"-".join(names): plan(params, *names, source)[1] for names in cells(params)}
+    for name, planned in found.items():
+        planned.write(kept.PLANS / f"{name}.json")
+    standing = sum(planned.stands for planned in found.values())
+    print(f"[sequences] {len(found)} cells, {standing} as Git has them -> {kept.PLANS}")
+
+
+def plan(params: Params, dataset: str, backbone: str, name: str, source: Source | None = None) -> tuple[Plan, Planned]:
+    """One cell's plan, and what its file says: settings are those that its edits by themselves were made with."""
+    source, method = source or Source(params), params.method(name)
+    size, routed = method.sequence, method.router == "codebook"
+    if not routed and not goes_on(method):
+        allowed = "router codebook, or an editor whose edits go on from each other"
+        raise UserError(f"sequence.methods: {name!r} is not allowed; allowed: {allowed}")
+    count = size.edits if routed else min(size.edits, size.shared)
+    rows = in_sequence(source.edits(params.dataset(dataset).name), params.edits, count)
+    made = Plan.of(params, dataset, backbone, name, rows, source)
+    asked = [size.edits, size.shared, size.orders, size.at, size.probes]
+    digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
+    by = code.of_editor(method.editor, "stages.sequences.chain")
+    settings = Stamp.read(traces.STAMPS / f"{made.name}.json").settings
+    there = kept.KEPT / made.name
+    return made, Planned(digest, by, params.device, settings, None, **traces.stamped(there / kept.STAMP, *kept.files(there)))
+
+
+def goes_on(method: Method) -> bool:
+    """Whether a method's edits can go on from each other."""
+    return getattr(declared(method.editor), "SEQUENTIAL", False)

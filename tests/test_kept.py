@@ -1,0 +1,287 @@
+"""What Git keeps of a cell's edits is taken only where it would be made the same: digests of code, plans, stamps, checks."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from stages.backbone.vlm import Backbone
+from stages.editing import kept, make, planning
+from stages.editing.__main__ import keep
+from stages.editing.cell import Cell
+from stages.editing.declared import declared
+from stages.editing.editors import balancedit, module_of
+from stages.editing.kept import Planned, Stamp
+from stages.okedit import schema
+from stages.params import UserError, load
+from tests import cells
+from tests.rows import ROW, SAMPLES
+
+ROOT = Path(__file__).parent.parent
+EDITORS = sorted(path.stem for path in (ROOT / "stages/editing/editors").glob("*.py") if path.stem != "__init__")
+HEAVY = ("torch", "transformers", "pandas")
+
+
+# -- the code -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def study(tmp_path: Path) -> Path:
+    """A copy of the code and of params.yaml, to be changed."""
+    shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def told(study: Path, script: str) -> str:
+    """What a script prints that runs in a copy of the study, which has loaded no heavy library."""
+    light = f"import sys\n{script}\nassert not {set(HEAVY)} & set(sys.modules), 'heavy'"
+    done = subprocess.run([sys.executable, "-c", light], cwd=study, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def codes(study: Path) -> dict[str, str]:
+    script = f"import json\nfrom stages.editing import code\nprint(json.dumps({{e: code.of_editor(e) for e in {EDITORS}}}))"
+    return json.loads(told(study, script))
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_an_editors_code_is_its_own_and_what_all_share(study: Path) -> None:
+    editing, before = study / "stages/editing", codes(study)
+
+    def changed() -> set[str]:
+        return {editor for editor, one in codes(study).items() if one != before[editor]}
+
+    assert len(set(before.values())) == len(before)
+    change(editing / "editors/balancedit.py", 'lr=settings["lr"]', 'lr=2 * settings["lr"]')
+    assert changed() == {"balancedit"}
+    change(editing / "editors/lora.py", "PROJECTIONS = (", "PROJECTIONS = 2 * (")
+    assert changed() == {"balancedit", "lora", "serac"}
+    (editing / "editors/another.py").write_text((editing / "editors/base.py").read_text())
+    assert changed() == {"balancedit", "lora", "serac"}
+    change(study / "stages/backbone/adapters/llava.py", "class Architecture(", "A = 1\n\n\nclass Architecture(")
+    assert changed() == set(before)
+
+
+def test_prose_and_layout_are_no_code(study: Path) -> None:
+    before = codes(study)
+    for path in (study / "stages").rglob("*.py"):
+        body = path.read_text().split('"""', 2)
+        path.write_text(f'"""Other words.""" # one\n{body[2]}\n\n\n# two\n' if body[0] == "" else "\n".join(body))
+    assert codes(study) == before
+    change(
+        study / "stages/editing/optimise.py",
+        "    for parameter in parameters:\n",
+        "    for parameter in (\n        parameters\n    ):\n",
+    )
+    assert codes(study) == before
+
+
+def test_what_is_declared_is_what_the_module_says() -> None:
+    for editor in EDITORS:
+        light, whole = declared(editor), module_of(editor)
+        assert light.Settings() == light.Settings(**vars(whole.Settings()))
+        for name in ("STOCHASTIC", "SEQUENTIAL", "MEMORY_BASED"):
+            assert getattr(light, name, False) == getattr(whole, name, False)
+        assert hasattr(light, "fit") == hasattr(whole, "fit")
+
+
+@pytest.mark.parametrize("name", ["plan", "code", "__init__", "romes"])
+def test_what_is_no_editor_is_refused(study: Path, name: str) -> None:
+    change(study / "params.yaml", "editor: mend", f"editor: {name}")
+    with pytest.raises(UserError, match=f"methods.mend.editor: '{name}' is not allowed; allowed: balancedit, base, finetune,"):
+        load(study / "params.yaml")
+
+
+# -- plans --------------------------------------------------------------------------------------------------------------------
+
+
+def picture(colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture()
+def planned(study: Path) -> Path:
+    """The copy with small made-up data, planned."""
+    whole = ROW | {"rephrasings_train": ["What may it be?"], "unedited": []}
+    rows = [whole | {"edit_id": f"{split}-{i}", "split": split} for split in schema.SPLITS for i in range(2)]
+    pictures = [{"image_id": name, "vendor": "v", "concept": "c", "png": picture(i)} for i, name in enumerate(("red", "noise"))]
+    samples = [sample | {"edit_id": row["edit_id"]} for row in rows for sample in SAMPLES]
+    params = load(study / "params.yaml")
+    for dataset in params.datasets:
+        schema.write_table(study / f"data/okedit/{dataset}/edits.parquet", rows, schema.EDITS)
+        schema.write_table(study / f"data/okedit/{dataset}/images.parquet", pictures, schema.IMAGES)
+        schema.write_table(study / f"data/samples/{dataset}/samples.parquet", samples)
+        schema.write_table(study / f"data/samples/{dataset}/images.parquet", [], schema.IMAGES)
+    for folder in ("assets/minilm", *(f"backbones/{name}" for name in params.edited)):
+        (study / "data" / folder).mkdir(parents=True)
+        (study / "data" / folder / "config.json").write_text("{}")
+        (study / "data" / folder / "model.safetensors").write_text(folder)
+    editing(study, "plan")
+    return study
+
+
+def editing(study: Path, *words: str) -> str:
+    return told(study, f"from stages.editing.__main__ import main\nsys.argv = ['editing', *{words}]\nmain()")
+
+
+def plans(study: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in (study / "data/plans/edits").iterdir()}
+
+
+def replanned(study: Path) -> set[str]:
+    """The cells whose plans have changed since."""
+    before = plans(study)
+    editing(study, "plan")
+    return {name for name, plan in plans(study).items() if plan != before.get(name)}
+
+
+def of(method: str) -> set[str]:
+    return {f"{d}-{b}-{method}" for d in ("okedit", "evqa") for b in ("llava-smollm2", "blip2-smollm2")}
+
+
+def test_an_editor_concerns_its_own_cells_alone(planned: Path) -> None:
+    assert len(plans(planned)) == 44 and not replanned(planned)
+    editors = planned / "stages/editing/editors"
+    change(editors / "grace.py", "def edit(", "OTHER = 1\n\n\ndef edit(")
+    assert replanned(planned) == of("grace")
+    (editors / "another.py").write_text((editors / "balancedit.py").read_text())
+    assert not replanned(planned)
+    change(
+        planned / "params.yaml", "  # FT: fine-tuning", "  another:\n    editor: another\n    router: always\n  # FT: fine-tuning"
+    )
+    assert replanned(planned) == of("another")
+
+
+def test_data_settings_and_pictures_concern_whoever_uses_them(planned: Path) -> None:
+    (planned / "data/assets/minilm/model.safetensors").write_text("other")
+    assert replanned(planned) == of("ike") | of("serac")
+    (planned / "data/backbones/llava-smollm2/model.safetensors").write_text("other")
+    assert replanned(planned) == {name for name in plans(planned) if "llava" in name}
+    images = pd.read_parquet(path := planned / "data/okedit/evqa/images.parquet")
+    path.unlink()
+    images["png"] = [picture(9), *images["png"][1:]]
+    images.to_parquet(path)
+    assert replanned(planned) == {name for name in plans(planned) if "evqa" in name}
+    change(planned / "params.yaml", "    part: connector\n    lr: [3e-4, 1e-3, 3e-3, 1e-2]", "    part: connector\n    lr: 3e-4")
+    assert replanned(planned) == of("ft_v")
+    change(planned / "params.yaml", "  span: prompt", "  span: last")
+    change(planned / "params.yaml", "  alpha: dev", "  alpha: 0.5")
+    assert not replanned(planned)
+
+
+def test_a_cell_is_taken_from_git_without_any_model_library(planned: Path) -> None:
+    name = "okedit-llava-smollm2-base"
+    (planned / "reports/traces").mkdir(parents=True)
+    (planned / f"reports/traces/{name}.parquet").write_text("a trace")
+    one = Planned.read(planned / f"data/plans/edits/{name}.json")
+    one.stamp(one.settings).write(planned / f"reports/traces/{name}.json")
+    assert replanned(planned) == {name}
+    assert "has it\n" in editing(planned, "planned", *name.split("-", 1)[:1], "llava-smollm2", "base")
+    assert (planned / f"data/traces/{name}.parquet").read_text() == "a trace"
+    assert (planned / f"data/stamps/edits/{name}.json").read_text() == (planned / f"reports/traces/{name}.json").read_text()
+    editing(planned, "okedit", "llava-smollm2", "base")  # by hand: planned first
+
+
+# -- taking, checking, keeping ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def cell(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """A BalancEdit's cell of one edit, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    made = cells.make(backbone, cells.method("balancedit", lr=1e-2, steps=50, margin=0.1))
+    return replace(made, samples=[sample | {"edit_id": cells.DEV["edit_id"]} for sample in SAMPLES])
+
+
+def plan(cell: Cell, **changed: object) -> Planned:
+    """The plan of a cell as it stands, with what Git keeps of it."""
+    there = kept.stamped(kept.KEPT / f"{cell.name}.json", kept.KEPT / f"{cell.name}.parquet")
+    digest = cell.made_from(cells.SOURCE, cell.to_trace, cell.seeds)
+    return replace(Planned(digest, "now", "cpu", cell.grid[0], None, **there), **changed)
+
+
+def trace() -> bytes:
+    return (kept.MADE / "tiny_set-tiny-balancedit.parquet").read_bytes()
+
+
+@pytest.fixture()
+def whole(cell: Cell) -> bytes:
+    """The trace of the cell, made by the code of now and kept."""
+    one = plan(cell)
+    make.edit(cells.PARAMS, cell, one)
+    one.write(kept.PLANS / f"{cell.name}.json")
+    keep([["tiny_set", "tiny", "balancedit"]])
+    return trace()
+
+
+def test_a_trace_stands_while_all_that_decides_it_is_the_same(cell: Cell, whole: bytes, capsys) -> None:
+    assert plan(cell).stands
+    for other in (
+        replace(cell, rows=[cells.DEV | {"target": "cat"}]),
+        replace(cell, seeds=[1]),
+        replace(cell, fingerprint="other"),
+        replace(cell, samples=[cell.samples[0] | {"question": "Else?"}, *cell.samples[1:]]),
+    ):
+        assert not plan(other).fits(other.grid[0])
+    assert not plan(cell, settings=cell.grid[0] | {"steps": 49}).stands
+    one = plan(cell, code="other")
+    assert not one.stands and one.fits(one.settings)
+    with pytest.raises(UserError, match="data/stamps/edits/tiny_set-tiny-lora.json is missing"):
+        keep([["tiny_set", "tiny", "lora"]])
+
+
+def test_code_that_makes_the_same_edits_is_accepted_and_named(cell: Cell, whole: bytes, capsys) -> None:
+    (kept.MADE / f"{cell.name}.parquet").unlink()
+    make.edit(cells.PARAMS, cell, one := plan(cell, code="refactored"))
+    assert "has it, checked on 1 edits made again" in capsys.readouterr().out and trace() == whole
+    one.write(kept.PLANS / f"{cell.name}.json")
+    keep([["tiny_set", "tiny", "balancedit"]])
+    assert plan(cell, code="refactored").stands
+    assert Stamp.read(kept.KEPT / f"{cell.name}.json") == Stamp(one.made_from, cell.grid[0], "refactored", "cpu", 1)
+
+
+@pytest.mark.parametrize("sabotaged", [{"steps": 0}, {"lr": 1e-7}])
+def test_code_that_makes_other_edits_makes_the_cell_anew(cell, whole: bytes, monkeypatch, capsys, sabotaged: dict) -> None:
+    optimise = balancedit.optimise
+    monkeypatch.setattr(balancedit, "optimise", lambda *args, **given: optimise(*args, **given | sabotaged))
+    make.edit(cells.PARAMS, cell, plan(cell, code="sabotaged"))
+    said = capsys.readouterr().out
+    assert "the code has changed and with it target_on of colour-red, probe 0: False and not True; made anew" in said
+    assert trace() != whole and Stamp.read(kept.STAMPS / f"{cell.name}.json").code == "sabotaged"
+
+
+def test_settings_that_other_code_chose_stand_with_the_cells_edits(cell: Cell, whole: bytes, monkeypatch) -> None:
+    """Where they do not, settings are chosen anew, and are kept with the trace."""
+    several = replace(cell, grid=[cell.grid[0], cell.grid[0] | {"margin": 0.2}])
+    chosen = [{"dataset": "tiny_set", "code": "now"}]
+    monkeypatch.setattr(make.tuning, "chosen", lambda *_: (several.grid[1], chosen))
+    make.edit(cells.PARAMS, several, plan(several, code="refactored", chosen_by="old"))
+    assert trace() == whole
+    monkeypatch.setattr(make.check, "differs", lambda *_: "something")
+    make.edit(cells.PARAMS, several, plan(several, code="sabotaged", chosen_by="old"))
+    stamp = Stamp.read(kept.STAMPS / f"{cell.name}.json")
+    assert (stamp.settings, stamp.tried) == (several.grid[1], chosen)
+
+
+def test_keeping_names_the_code_that_a_choice_stands_under(cell: Cell, whole: bytes) -> None:
+    lines = [{"dataset": "tiny_set", "backbone": "tiny", "method": m, "setting": "", "code": "old"} for m in ("balancedit", "ft")]
+    planning.choices.keep(lines)
+    plan(cell, chosen_by="old").write(kept.PLANS / f"{cell.name}.json")
+    keep([["tiny_set", "tiny", "balancedit"]])
+    assert [line["code"] for line in planning.choices.read()] == ["now", "old"]
