@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from stages.sections import UserError, count, expect, mapping, one_of, read_section, refuse, texts
+from stages.sections import UserError, count, expect, mapping, number, one_of, read_section, refuse, texts
 from stages.settings import (
     DEV,
     DEVICES,
@@ -58,6 +58,8 @@ class Params:
     seed: int
     threads: int
     device: str
+    batch: int
+    cache: float
     key: Key
     radius: Radius
     metrics: Metrics
@@ -149,6 +151,8 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         seed=seed("seed", raw["seed"]),
         threads=count(1, 1024)("threads", raw["threads"], stages),
         device=one_of(*DEVICES)("device", raw["device"], stages),
+        batch=count(1)("batch", raw["batch"], stages),
+        cache=number(0)("cache", raw["cache"], stages),
         key=key,
         radius=radius,
         metrics=read_section(Metrics, "metrics", raw["metrics"], stages),

@@ -5,10 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from stages.backbone.vlm import Backbone
+from stages.editing import cell
 from stages.editing.cell import Cell
 from stages.editing.editors import module_of
 from stages.editing.plan import Plan
 from stages.editing.probes import probes_of
+from stages.editing.trunk_cache import TrunkCache
 from stages.params import load
 from stages.settings import Method
 from tests.rows import ROW, SAMPLES
@@ -28,7 +30,7 @@ def make(backbone: Backbone, chosen: Method) -> Cell:
     """A cell of one dev edit on the tiny backbone."""
     editor = module_of(chosen.editor)
     grid = [vars(one) for one in chosen.grid(editor.Settings)]
-    digests = {"red": "r", "noise": "n"}
     queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
+    trunk = TrunkCache(backbone, {"red": "r", "noise": "n"}, cell.CACHE / "tiny", 2**30)
     plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], SAMPLES, [0])
-    return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], digests=digests)
+    return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], trunk=trunk, batch=2)

@@ -32,7 +32,7 @@ def own_inputs(backbone: Backbone, query: Query, answer: Sequence[int] = ()) -> 
     """What Hugging Face's own forward takes for one unpadded prompt and answer, which model takes it, and the prompt's length."""
     adapter = backbone.adapter
     before, after = adapter.image_delimiters
-    shown = backbone.show([query])[0]
+    shown = backbone.image_features([query])[0]
     image = before + adapter.image_token * len(shown.features) + after if shown else ""
     text = adapter.template.replace("{image}", image).replace("{question}", query.question)
     prompt = backbone.tokenizer(text, add_special_tokens=False).input_ids
@@ -70,7 +70,7 @@ def test_padded_trunk_and_tail_give_the_full_forwards_logits(real: Backbone) -> 
 
 def test_spans_are_the_placeholders_and_the_question(real: Backbone) -> None:
     spans = real.prompts(QUERIES).spans
-    shown = [picture and len(picture.features) for picture in real.show(QUERIES)]
+    shown = [picture and len(picture.features) for picture in real.image_features(QUERIES)]
     assert spans["image"].sum(1).tolist() == [shown[0], shown[1], 0] and shown[0] > 0
     assert spans["question"].sum(1).tolist() == [len(q.question) for q in QUERIES]
     assert not (spans["question"] & spans["image"]).any() and spans["last"][:, -1].all()

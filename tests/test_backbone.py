@@ -79,9 +79,10 @@ def test_branches_are_what_each_would_be_alone(backbone: Backbone) -> None:
     trunk = backbone.prefill(backbone.prompts(QUERIES))
     answers = [torch.tensor([backbone.answer_ids(a)[:-1]] * 3) for a in ("red", "a", "blue!")]
     widths = [ids.shape[1] for ids in answers]
-    hidden, inputs, final = backbone.extend(trunk, torch.cat(answers, 1), widths)
+    branches = torch.cat([torch.full_like(ids, number) for number, ids in enumerate(answers, 1)], 1)
+    hidden, inputs, final = backbone.extend(trunk, torch.cat(answers, 1), branches)
     mask = torch.cat([trunk.prompts.mask, torch.ones(3, sum(widths), dtype=torch.bool)], 1)
-    tail = backbone.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 1 + sum(widths), widths)
+    tail = backbone.tail(torch.cat([trunk.hidden, hidden], 1), mask, trunk.prompts.positions, 1 + sum(widths), branches)
     close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)  # sums of float32 differ with the kind of core
     close(tail, final)
     parts = zip(answers, *(states.split(widths, 1) for states in (hidden, inputs, final[:, 1:])), strict=True)

@@ -283,7 +283,7 @@ def test_minigpt4_is_its_pieces(pieces: Path, tmp_path: Path, monkeypatch: pytes
         seen = blip2.vision_model(pixels).last_hidden_state
         asked = blip2.qformer(query_embeds=blip2.query_tokens, encoder_hidden_states=seen).last_hidden_state
         by_hand = asked[0] @ projection["llama_proj.weight"].T + projection["llama_proj.bias"]
-    torch.testing.assert_close(backbone.show([Query("Who?", "noise")])[0].features, by_hand, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(backbone.image_features([Query("Who?", "noise")])[0].features, by_hand, atol=1e-5, rtol=1e-5)
 
     prompts = backbone.prompts([Query("Who is it?", "noise"), Query("Who is it?", None)])
     torch.testing.assert_close(prompts.embeds[0][prompts.spans["image"][0]], by_hand, atol=1e-5, rtol=1e-5)

@@ -97,7 +97,7 @@ def test_every_method_edits_elsewhere_as_on_the_cpu(name, backbone, examples, pr
 def test_every_method_edits_on_a_gpu_as_on_the_cpu(name, backbone, examples, probes, states, tmp_path) -> None:
     here = made(name, backbone, examples, states, tmp_path / "here")
     place(backbone.model, "cuda")
-    backbone._shown.clear()
+    backbone._features.clear()
     states = run_trunk(backbone, ROW, probes)
     again = [Example(e.row, e.probes, partial(run_trunk, backbone, e.row)) for e in examples]
     there = made(name, backbone, again, states, tmp_path / "there")
@@ -116,7 +116,7 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
         with torch.no_grad(), book.applied(backbone, states.mask, chosen):
-            return backbone.head(backbone.tail(states.hidden, states.mask, states.positions, 1))
+            return backbone.head(backbone.tail(states.hidden, states.mask, states.positions, 1)).cpu()
 
     expected = answered(backbone)
     backbone = moved(backbone)

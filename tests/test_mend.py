@@ -12,7 +12,7 @@ from stages.editing import trace
 from stages.editing.editors import mend
 from stages.editing.edits import Edit, differences
 from stages.editing.fitting import Example, training_probes
-from stages.editing.optimise import request_loss
+from stages.editing.optimise import Batch, judge
 from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from tests.rows import ROW, SAMPLES
@@ -37,8 +37,8 @@ def example(backbone) -> Example:
 def gradients(backbone, request, maps, added=None) -> list[torch.Tensor]:
     """Autograd's gradient of the edit's loss in each map's weight, from which it differs as `added` has it."""
     deltas = [(added[m].delta.clone() if added else torch.zeros_like(m.weight)).requires_grad_() for m in maps]
-    loss, _ = request_loss(backbone, request, Edit(added=differences(maps, deltas)))
-    return list(torch.autograd.grad(loss, deltas))
+    loss, _ = judge(backbone, Batch.of([request], backbone.device), Edit(added=differences(maps, deltas)))
+    return list(torch.autograd.grad(loss.sum(), deltas))
 
 
 def test_the_edited_maps_are_the_last_mlps(backbone) -> None:
@@ -50,16 +50,16 @@ def test_the_edited_maps_are_the_last_mlps(backbone) -> None:
 
 def test_inputs_and_output_gradients_compose_the_weights_gradient(backbone, request_) -> None:
     maps = mend.edited_maps(backbone, 2)
-    factors, loss = mend.factors_of(backbone, request_, maps)
+    (factors,), (loss,) = mend.factors_of(backbone, [request_], maps)
     for one, rows, expected in zip(maps, factors, gradients(backbone, request_, maps), strict=True):
         u, delta = rows.split([one.in_features, one.out_features], -1)
         torch.testing.assert_close(delta.T @ u, expected, atol=1e-5, rtol=1e-4)
-    assert loss == pytest.approx(request_loss(backbone, request_, Edit())[0].item())
+    assert loss == pytest.approx(judge(backbone, Batch.of([request_], backbone.device), Edit())[0].item())
 
 
 def test_before_training_a_step_is_a_scaled_gradient_step(backbone, request_) -> None:
     maps = mend.edited_maps(backbone, 2)
-    factors, _ = mend.factors_of(backbone, request_, maps)
+    (factors,), _ = mend.factors_of(backbone, [request_], maps)
     added = mend.Mend(maps, SETTINGS)(maps, factors)
     for one, gradient in zip(maps, gradients(backbone, request_, maps), strict=True):
         torch.testing.assert_close(added[one].delta, -1e-3 * gradient, atol=1e-7, rtol=1e-4)

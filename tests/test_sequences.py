@@ -13,18 +13,18 @@ from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell
 from stages.editing.editors import load_editor
 from stages.editing.edits import Difference, Edit
-from stages.editing.probes import Probe, probes_of
+from stages.editing.probes import probes_of
 from stages.editing.resume import Records
-from stages.editing.trace import trace_edit
+from stages.editing.trace import Trial, trace_edit, trace_edits
 from stages.editing.transform import Layer, Value
-from stages.editing.trunk import States, request_of, run_trunk
+from stages.editing.trunk import request_of, run_trunk
 from stages.params import UserError
 from stages.retention import retention
 from stages.retention.replay import replay
 from stages.sequences import check, interference, planning, rollout
 from stages.sequences.chain import chain
 from stages.sequences.orders import orders, points
-from stages.sequences.probes import KEPT, Asked, queries_of
+from stages.sequences.probes import KEPT, ProbeSet, outcomes, queries_of
 from tests.cells import PARAMS, SOURCE, make, method
 from tests.editors import PARTS, SETTINGS
 from tests.rows import ROW, SAMPLES
@@ -39,8 +39,13 @@ def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell
     return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
 
 
-def asked_of(cell: Cell) -> list[Asked]:
-    return [Asked.of(cell, row) for row in cell.rows]
+def probe_sets(cell: Cell) -> list[ProbeSet]:
+    return [ProbeSet.of(cell, row) for row in cell.rows]
+
+
+def approximately(row: dict[str, object]) -> dict[str, object]:
+    """The same row, in which numbers may differ by what a batch of another size rounds otherwise."""
+    return {name: pytest.approx(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
@@ -65,37 +70,38 @@ def test_edits_below_the_layer_go_on_from_each_other(backbone, name: str) -> Non
 
 def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
-    one, none = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), Edit()
-    asked = asked_of(cell)[0]
+    (one,), none = cell.made(cell.prepared({})[0], cell.grid[0], [ROW], 0), Edit()
+    asked = probe_sets(cell)[0]
     recalled = replace(none, recall=lambda query: one if query.image_id == ROW["image_id"] else none)
     expected = [(one if probe.image_id == ROW["image_id"] else none) for probe in asked.probes]
-    by_each = {id(edit): asked.outcomes(cell, edit) for edit in (one, none)}
-    assert asked.outcomes(cell, recalled) == [by_each[id(edit)][i] for i, edit in enumerate(expected)]
+    by_each = {id(edit): outcomes(cell, edit, [asked]) for edit in (one, none)}
+    assert outcomes(cell, recalled, [asked]) == [approximately(by_each[id(edit)][i]) for i, edit in enumerate(expected)]
     assert by_each[id(one)] != by_each[id(none)]
 
 
 def test_what_the_recalled_edit_leaves_alone_is_answered_by_the_unedited_model(backbone) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
-    one, asked = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0]
+    (one,), asked = cell.made(cell.prepared({})[0], cell.grid[0], [ROW], 0), probe_sets(cell)[0]
     pictured = replace(one, fires=lambda queries, *_: torch.tensor([query.image_id == ROW["image_id"] for query in queries]))
     expected = [
         one_on | {"fires": 1.0} if probe.image_id == ROW["image_id"] else one_off | {"fires": 0.0}
-        for probe, one_on, one_off in zip(asked.probes, *(asked.outcomes(cell, edit) for edit in (one, Edit())), strict=True)
+        for probe, one_on, one_off in zip(asked.probes, *(outcomes(cell, edit, [asked]) for edit in (one, Edit())), strict=True)
     ]
-    assert asked.outcomes(cell, Edit(recall=lambda _query: pictured)) == expected
+    assert outcomes(cell, Edit(recall=lambda _query: pictured), [asked]) == [approximately(row) for row in expected]
 
 
 def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = two(backbone, "ft", 1, part="connector", lr=1e-2, loss=0.05)
-    edit, asked, told = cell.made(cell.editor.edit, cell.grid[0], ROW, 0), asked_of(cell)[0], []
+    (edit,), asked, told = cell.made(cell.prepared({})[0], cell.grid[0], [ROW], 0), probe_sets(cell)[0], []
 
-    def telling(backbone: Backbone, row: object, probes: list[Probe], states: States, edit: Edit) -> list[dict[str, object]]:
-        told.extend(probe for probe in probes if not edit.changes_nothing)
-        return trace_edit(backbone, row, probes, states, edit)
+    def telling(backbone: Backbone, trials: list[Trial]) -> list[list[dict[str, object]]]:
+        told.extend(probe for one in trials for probe in one.probes if not one.edit.changes_nothing)
+        return trace_edits(backbone, trials)
 
     whole = trace_edit(backbone, ROW, asked.probes, asked.states, edit)
-    monkeypatch.setattr("stages.sequences.probes.trace_edit", telling)
-    assert asked.outcomes(cell, edit) == [{name: pytest.approx(float(one[name])) for name in KEPT} for one in whole]
+    monkeypatch.setattr("stages.sequences.probes.trace_edits", telling)
+    found = [{name: row[name] for name in KEPT} for row in outcomes(cell, edit, [asked])]
+    assert found == [{name: pytest.approx(float(one[name])) for name in KEPT} for one in whole]
     pictured = [probe for probe in asked.probes if probe.image_id is not None]
     assert told == pictured and len(pictured) < len(asked.probes)
 
@@ -116,18 +122,18 @@ def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_al
 
 def test_fewer_probes_have_the_same_outcomes(backbone, records: Records) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
-    asked, states = asked_of(cell)[0], cell.states(ROW)
+    asked, states = probe_sets(cell)[0], cell.states(ROW)
     edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
     whole = trace_edit(backbone, ROW, cell.queries[ROW["edit_id"]], states, edit)
     some = asked.some([0, 2])
-    assert some.known() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
-    for number, found in zip(some.numbers, some.outcomes(cell, edit), strict=True):
-        assert found == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
+    assert some.labels() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
+    for number, found in zip(some.numbers, outcomes(cell, edit, [some]), strict=True):
+        assert {name: found[name] for name in KEPT} == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
 
 
 def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Records) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
-    asked = asked_of(cell)
+    asked = probe_sets(cell)
     trace, table = interference.each(cell, cell.grid[0], cell.rows, asked, [[0, 1]], [1, 2], records)
     assert trace.groupby("edit_id", sort=False).size().tolist() == [len(cell.queries[row["edit_id"]]) for row in cell.rows]
     assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
@@ -141,7 +147,7 @@ def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backb
     assert table["target_on"].notna().any()
     with_new = cell.editor.edit(backbone, request_of(cell.states(OTHER), OTHER), cell.grid[0])
     met = table[table["target_on"].notna() & (table["entry"] == OTHER["edit_id"])]
-    for one, found in zip(met.itertuples(), asked[0].some(met["probe"].tolist()).outcomes(cell, with_new), strict=True):
+    for one, found in zip(met.itertuples(), outcomes(cell, with_new, [asked[0].some(met["probe"].tolist())]), strict=True):
         assert (one.target_on, one.same_on) == (found["target_on"], found["same_on"])
 
 
@@ -170,7 +176,7 @@ def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
 
 def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Records) -> None:
     cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
-    asked = [asked_of(cell)[0], replace(asked_of(cell)[1], row=OTHER | {"split": "dev"})]
+    asked = [probe_sets(cell)[0], replace(probe_sets(cell)[1], row=OTHER | {"split": "dev"})]
     trace, met = interference.each(cell, cell.grid[0], [ROW], asked, [[0]], [1], records)
     held_out = trace[(trace["edit_id"] == OTHER["edit_id"]) & ~trace["kind"].str.startswith("sample_")]
     assert met.empty and set(held_out["split"]) == {"dev"} and held_out["same_on"].all()
@@ -188,7 +194,7 @@ def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Records
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Records) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
     settings = replace(SPREAD, at=(1,), orders=2)
-    table = rollout.rollout(cell, cell.grid[0], cell.rows, asked_of(cell), settings, 0, records)
+    table = rollout.rollout(cell, cell.grid[0], cell.rows, probe_sets(cell), settings, 0, records)
     held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
     assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}

@@ -5,9 +5,8 @@ edit changes runs from the hidden states that enter ℓ (`tail`). Prompts are le
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,11 @@ from transformers import DynamicCache
 from stages.backbone import checkpoints
 from stages.backbone.adapters import adapt
 from stages.backbone.adapters.base import Adapter, ImageFeatures
+from stages.backbone.prompts import Prompts, Query, embed
+from stages.backbone.stand_ins import LastPositions, PassThrough, branch_off
 from stages.params import UserError
 
-SPANS = ("prompt", "question", "image", "last")
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question about a picture, or about none."""
-
-    question: str
-    image_id: str | None
-
-
-@dataclass
-class Prompts:
-    """A left-padded batch of B prompts of P positions."""
-
-    embeds: torch.Tensor  # [B, P, D]
-    mask: torch.Tensor  # [B, P] bool: True on real positions
-    positions: torch.Tensor  # [B, P] or, with several position axes, [axes, B, P]
-    spans: dict[str, torch.Tensor]  # name → [B, P] bool
+ROOM = 2**30  # bytes of keys and values that a forward may make
 
 
 @dataclass
@@ -47,25 +30,15 @@ class Trunk:
     """What the frozen layers say of a batch of prompts."""
 
     prompts: Prompts
-    hidden: torch.Tensor  # [B, P, D]: the states that enter layer ℓ
-    inputs: torch.Tensor  # [B, P, D]: the edited linear map's input
+    hidden: torch.Tensor | None  # [B, P, D]: the states that enter layer ℓ, where they were kept
+    inputs: torch.Tensor | None  # [B, P, D]: the edited linear map's input, likewise
     final: torch.Tensor  # [B, D]: the last prompt position's, ready for the language head
     cache: DynamicCache
 
     def select(self, rows: torch.Tensor) -> "Trunk":
         """The part of the batch that the indices `rows` name, with keys and values of its own."""
-        asked, cache = self.prompts, copy.deepcopy(self.cache)
-        cache.batch_select_indices(rows)
-        spans = {name: span[rows] for name, span in asked.spans.items()}
-        part = Prompts(asked.embeds[rows], asked.mask[rows], asked.positions[..., rows, :], spans)
-        return Trunk(part, self.hidden[rows], self.inputs[rows], self.final[rows], cache)
-
-
-class PassThrough(nn.Module):
-    """Stands for a frozen layer whose output is already known."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        return hidden_states
+        part = self.prompts.select(rows)
+        return Trunk(part, self.hidden[rows], self.inputs[rows], self.final[rows], branch_off(self.cache, rows))
 
 
 class Backbone:
@@ -73,8 +46,9 @@ class Backbone:
 
     A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
 
-    The model may sit on accelerators, in a short floating-point type. Masks, positions, spans, trunk states and logits are on the
-    CPU all the same, logits and φ in float32. What replaces the edited linear map gets float32 inputs where that map sits.
+    The model may sit on accelerators, in a short floating-point type. Masks, positions, spans and trunk states are on the CPU all
+    the same; logits stay where the head sits. Logits and φ are float32. What replaces the edited linear map gets float32 inputs
+    where that map sits.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
@@ -86,8 +60,10 @@ class Backbone:
         for entrance in (self.decoder, adapter.embed):
             entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
+        self._rows_fixed = False  # while what replaces the edited map counts on the rows of one batch
+        self.unread = 0  # leading positions at which the edited map does not run, while only later ones are read
         self._images: dict[str, Image.Image] = {}
-        self._shown: dict[tuple[str, str], ImageFeatures] = {}
+        self._features: dict[tuple[str, str], ImageFeatures] = {}
 
     @classmethod
     def open(cls, folder: Path, layer: int | None) -> "Backbone":
@@ -103,14 +79,27 @@ class Backbone:
 
     def _enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Move what the decoder or its embedding is given to where its weights are."""
-        device = self.adapter.embed.weight.device
+        device = self.device
         moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
         return tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in args), moved
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of final hidden states [..., D], in float32 on the CPU; differentiable."""
+        """Logits [..., V] of final hidden states [..., D], in float32 where the head sits; differentiable."""
         head = self.adapter.head
-        return head(states.to(head.weight.device)).float().cpu()
+        return head(states.to(head.weight.device)).float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's input goes."""
+        return self.adapter.embed.weight.device
+
+    @property
+    def positions_at_once(self) -> int:
+        """How many positions one forward may have, all rows together: what keeps its keys and values within `ROOM` bytes."""
+        config = self.decoder.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return max(1, ROOM // (2 * len(self.decoder.layers) * heads * width * self.adapter.embed.weight.element_size()))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -131,51 +120,25 @@ class Backbone:
     @contextlib.contextmanager
     def bypassing_image_cache(self) -> Iterator[None]:
         """While open, pictures' tokens are computed anew, and forgotten on leaving: for edits of what makes them."""
-        kept, self._shown = self._shown, {}
+        kept, self._features = self._features, {}
         try:
             yield
         finally:
-            self._shown = kept
+            self._features = kept
 
-    def show(self, queries: Sequence[Query], batch: int = 32) -> list[ImageFeatures | None]:
+    def image_features(self, queries: Sequence[Query], batch: int = 32) -> list[ImageFeatures | None]:
         """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights."""
         keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
-        new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._shown]
+        new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._features]
         for start in range(0, len(new), batch):
             part = new[start : start + batch]
             shown = self.adapter.show([self._images[i] for i, _ in part], [question for _, question in part])
-            self._shown.update(zip(part, shown, strict=True))
-        return [key and self._shown[key] for key in keys]
+            self._features.update(zip(part, shown, strict=True))
+        return [key and self._features[key] for key in keys]
 
     def prompts(self, queries: Sequence[Query]) -> Prompts:
-        """Embed a batch of queries; the picture's tokens stand where the template says, the question in one piece with its
-        surroundings, as the model met it in training.
-        """
-        head, tail = self.adapter.template.split("{question}")
-        shown, told = self.show(queries), []
-        for query, picture in zip(queries, shown, strict=True):
-            before, after = self.adapter.image_delimiters
-            image = before + self.adapter.image_token * len(picture.features) + after if picture else ""
-            begin = head.replace("{image}", image)
-            text = begin + query.question + tail.replace("{image}", image)
-            tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            told.append((tokens.input_ids, tokens.offset_mapping, len(begin), len(begin) + len(query.question)))
-        length = max(len(ids) for ids, *_ in told)
-        ids = torch.full((len(told), length), self.end)
-        spans = {name: torch.zeros(len(told), length, dtype=torch.bool) for name in SPANS}
-        for row, (tokens, places, begin, end) in enumerate(told):
-            start = length - len(tokens)
-            ids[row, start:] = torch.tensor(tokens)
-            spans["prompt"][row, start:] = True
-            spans["question"][row, start:] = torch.tensor([first < end and last > begin for first, last in places])
-            spans["last"][row, -1] = True
-        spans["image"] = (ids == self.adapter.image_id) & spans["prompt"] & ~spans["question"]
-        positions = self.adapter.positions(ids, spans["prompt"], [picture and picture.grid for picture in shown])
-        embeds = self.adapter.embed(ids)
-        if spans["image"].any():
-            features = torch.cat([picture.features for picture in shown if picture is not None])
-            embeds = embeds.masked_scatter(spans["image"][..., None].to(embeds.device), features.to(embeds))
-        return Prompts(embeds, spans["prompt"], positions, spans)
+        """Embed a batch of queries (see `stages.backbone.prompts`)."""
+        return embed(self.adapter, self.tokenizer, self.end, queries, self.image_features(queries))
 
     def answer_ids(self, answer: str) -> list[int]:
         """Tokens of an answer with its end token."""
@@ -184,9 +147,12 @@ class Backbone:
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _watch(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`)."""
+    def _watch(self, keep: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`), if they are to be kept."""
         seen: dict[str, torch.Tensor] = {}
+        if not keep:
+            yield seen
+            return
 
         def entering(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             seen["hidden"] = (args[0] if args else kwargs["hidden_states"]).cpu()
@@ -205,60 +171,70 @@ class Backbone:
                 hook.remove()
 
     @torch.no_grad()
-    def prefill(self, prompts: Prompts, past: DynamicCache | None = None) -> Trunk:
+    def prefill(self, prompts: Prompts, past: DynamicCache | None = None, keep: bool = True) -> Trunk:
         """Run the model over a batch of prompts, keeping keys and values for `extend`.
 
-        They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place.
+        They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place. What
+        prompts have in common (`Prompts.shared`) runs once. Without `keep`, hidden states and edited inputs are not.
         """
+        if prompts.shared is not None and past is None and not self._rows_fixed:
+            begin, rest, groups = prompts.split()
+            first = self.prefill(begin, keep=keep)
+            then = self.prefill(rest, branch_off(first.cache, groups), keep)
+            if keep:
+                then.hidden = torch.cat([first.hidden[groups], then.hidden], 1)
+                then.inputs = torch.cat([first.inputs[groups], then.inputs], 1)
+            return replace(then, prompts=prompts)
         cache = DynamicCache(config=self.decoder.config) if past is None else past
-        asked = prompts.embeds.shape[1]
-        with self._watch() as seen:
+        new = prompts.embeds.shape[1]
+        with self._watch(keep) as seen:
             out = self.decoder(
                 inputs_embeds=prompts.embeds,
-                attention_mask=self.adapter.attention(prompts.mask, prompts.mask.shape[1])[:, :, -asked:],
+                attention_mask=self.adapter.attention(prompts.mask.to(self.device), prompts.mask.shape[1])[:, :, -new:],
                 position_ids=prompts.positions,
                 past_key_values=cache,
                 use_cache=True,
             )
-        return Trunk(prompts, seen["hidden"], seen["inputs"], out.last_hidden_state[:, -1], cache)
+        return Trunk(prompts, seen.get("hidden"), seen.get("inputs"), out.last_hidden_state[:, -1], cache)
 
     @torch.no_grad()
     def extend(
-        self, trunk: Trunk, ids: torch.Tensor, widths: Sequence[int] = ()
+        self, trunk: Trunk, ids: torch.Tensor, branches: torch.Tensor | None = None, keep: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Teacher-force `ids` [B, A] after the prompts: hidden states and edited inputs [B, A, D], final states [B, A + 1, D].
 
-        `widths` split the A tokens into branches that each follow the prompt and do not see each other. The first final state is
-        the prompt's last. The cache is left as `prefill` made it.
+        `branches` [B, A] number the tokens: those of one number follow the prompt and do not see others; 0 is padding. The first
+        final state is the prompt's last. The cache is left as `prefill` made it. Without `keep`, only final states are given.
         """
         past, answered = trunk.prompts.mask, ids.shape[1]
         if not answered:
-            return trunk.hidden[:, :0], trunk.inputs[:, :0], trunk.final[:, None]
-        mask = torch.cat([past, torch.ones_like(ids, dtype=torch.bool)], 1)
-        with self._watch() as seen:
+            none = trunk.final.new_zeros(len(ids), 0, trunk.final.shape[-1]).cpu()
+            return none, none if trunk.inputs is None else trunk.inputs[:, :0], trunk.final[:, None]
+        branches = torch.ones_like(ids) if branches is None else branches
+        mask = torch.cat([past, branches > 0], 1).to(self.device)
+        with self._watch(keep) as seen:
             out = self.decoder(
                 inputs_embeds=self.adapter.embed(ids),
-                attention_mask=self.adapter.attention(mask, past.shape[1], widths)[:, :, -answered:],
-                position_ids=branched(trunk.prompts.positions, widths or (answered,)),
-                past_key_values=trunk.cache,
+                attention_mask=self.adapter.attention(mask, past.shape[1], branches.to(self.device))[:, :, -answered:],
+                position_ids=branched(trunk.prompts.positions, branches),
+                past_key_values=branch_off(trunk.cache),
                 use_cache=True,
             )
-        trunk.cache.crop(-answered)
-        return seen["hidden"], seen["inputs"], torch.cat([trunk.final[:, None], out.last_hidden_state], 1)
+        return seen.get("hidden"), seen.get("inputs"), torch.cat([trunk.final[:, None], out.last_hidden_state], 1)
 
     @torch.no_grad()
     def greedy(self, trunk: Trunk, limit: int) -> list[list[int]]:
         """Greedy answers of the unedited model, at most `limit` tokens each, with the end token where it was reached."""
-        token = self.head(trunk.final).argmax(-1)
+        token = self.head(trunk.final).argmax(-1).cpu()
         answers = [[first] for first in token.tolist()]
-        rows, cache = torch.arange(len(token)), copy.deepcopy(trunk.cache)
+        rows, cache = torch.arange(len(token)), branch_off(trunk.cache)
         for told in range(1, limit):
             going = token != self.end
             if not going.any():
                 break
             if not going.all():  # answered rows cost nothing more
                 rows, token = rows[going], token[going]
-                cache.batch_select_indices(going.nonzero()[:, 0])
+                cache.batch_select_indices(going.nonzero()[:, 0].to(self.device))
             past = trunk.prompts.mask[rows]
             out = self.decoder(
                 inputs_embeds=self.adapter.embed(token[:, None]),
@@ -267,7 +243,7 @@ class Backbone:
                 past_key_values=cache,
                 use_cache=True,
             )
-            token = self.head(out.last_hidden_state[:, -1]).argmax(-1)
+            token = self.head(out.last_hidden_state[:, -1]).argmax(-1).cpu()
             for row, said in zip(rows.tolist(), token.tolist(), strict=True):
                 answers[row].append(said)
         return answers
@@ -287,10 +263,12 @@ class Backbone:
             changed = output(inputs.float(), unedited.reshape(rows, inputs.shape[1], -1).float())
             return changed.reshape(flat).to(unedited.dtype)
 
-        handle = self.edited.register_forward_hook(hook)
+        handle, before = self.edited.register_forward_hook(hook), self._rows_fixed
+        self._rows_fixed = True
         try:
             yield
         finally:
+            self._rows_fixed = before
             handle.remove()
 
     # -- from layer ℓ on ----------------------------------------------------------------------------------------------------
@@ -314,21 +292,36 @@ class Backbone:
             for i, module in enumerate(frozen):
                 layers[i] = module
 
+    @contextlib.contextmanager
+    def reading_last(self, count: int, length: int) -> Iterator[None]:
+        """While open, the last decoder layer computes outputs at the last `count` of `length` positions alone."""
+        layers, end = self.decoder.layers, len(self.decoder.layers) - 1
+        whole, unread = layers[end], self.unread
+        layers[end] = LastPositions(whole, count)
+        if any(part is self.edited for part in whole.modules()):
+            self.unread = max(0, length - count)
+        try:
+            yield
+        finally:
+            layers[end], self.unread = whole, unread
+
     def tail(
-        self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last: int, widths: Sequence[int] = ()
+        self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, last: int, branches: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Final hidden states [B, last, D] of the last `last` positions, from the states [B, T, D] that enter layer ℓ.
 
-        `positions` [..., B, P] are the prompt's (see `Prompts`); the T - P answer tokens follow on, in branches of `widths` as
+        `positions` [..., B, P] are the prompt's (see `Prompts`); the T - P answer tokens follow on, numbered by `branches` as
         `extend` has them. Differentiable with respect to whatever replaces the edited linear map.
         """
-        prompt = positions.shape[-1]
+        prompt, device = positions.shape[-1], self.device
+        mask, positions = mask.to(device), positions.to(device)
+        branches = torch.ones_like(mask[:, prompt:], dtype=torch.long) if branches is None else branches.to(device)
         width = self.adapter.embed.weight.shape[1]  # not the hidden size where the decoder projects its embeddings
-        with self.from_layer(hidden.to(self.edited.weight.device)):
+        with self.reading_last(last, hidden.shape[1]), self.from_layer(hidden.to(self.edited.weight.device)):
             out = self.decoder(
-                inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width),
-                attention_mask=self.adapter.attention(mask, prompt, widths),
-                position_ids=torch.cat([positions, branched(positions, widths or (hidden.shape[1] - prompt,))], -1),
+                inputs_embeds=hidden.new_zeros(*hidden.shape[:2], width, device=device),
+                attention_mask=self.adapter.attention(mask, prompt, branches),
+                position_ids=torch.cat([positions, branched(positions, branches)], -1),
                 use_cache=False,
             )
         return out.last_hidden_state[:, -last:]
@@ -339,9 +332,10 @@ def following(positions: torch.Tensor, count: int) -> torch.Tensor:
     return positions[..., -1:] + 1 + torch.arange(count, device=positions.device)
 
 
-def branched(positions: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
-    """Position ids [..., B, sum of widths] of branches that each go on from the prompt's last."""
-    return torch.cat([following(positions, width) for width in widths], -1)
+def branched(positions: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    """Position ids [..., B, A] of answer tokens in `branches` [B, A] that each go on from the prompt's last."""
+    same = branches[:, None, :] == branches[:, :, None]
+    return positions[..., -1:] + same.tril().sum(-1)
 
 
 def mean_over(states: torch.Tensor, span: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ def of_codebook(
     found = [cost("full_per_trunk_seconds", last["full"] / last["trunk"])]
     found.append(cost("full_per_trunk_loss", last["full_loss"] / last["trunk_loss"]))
     probes, states = cell.queries[rows[0]["edit_id"]], cell.states(rows[0])
-    found.append(cost("trace_per_forward", frozen.tracing(cell.backbone, probes, states, edits[0], ROUNDS)))
+    found.append(cost("trace_per_forward", frozen.tracing(cell.backbone, rows[0], probes, states, edits[0], ROUNDS)))
     asked = [Query(row["question"], row["image_id"]) for row in rows]
     seconds = dict(serving.served(cell.backbone, asked, edits, cell.method.key.span, SIZES, TURNS))
     unedited = seconds.pop("unedited")
@@ -134,15 +134,12 @@ def timed(
 def applied(cell: Cell, row: Mapping[str, Any], edit: Edit) -> np.ndarray:
     """[rounds] seconds of a forward over an edit's queries with it applied, over those of the unedited model."""
     queries = [p.query for p in cell.queries[row["edit_id"]] if not p.is_sample]
-    prompts = cell.backbone.prompts(queries)
-    ends = [torch.full((len(queries), 1), cell.backbone.end)]
+    mask = cell.backbone.prompts(queries).mask
 
     def forward(edit: Edit) -> None:
-        if edit.output is None:
-            full_forward.finals(cell.backbone, edit, queries, ends)
-            return
-        with edit.applied(cell.backbone, prompts.mask):
-            full_forward.finals(cell.backbone, Edit(), queries, ends)
+        with edit.applied(cell.backbone, mask):
+            past = full_forward.before(cell.backbone, edit.prefix)
+            full_forward.begin(cell.backbone, cell.backbone.prompts(queries), past)
 
     taken = measure({"edited": partial(forward, edit), "unedited": partial(forward, Edit())}, ROUNDS)
     return taken["edited"] / taken["unedited"]

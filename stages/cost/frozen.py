@@ -10,11 +10,12 @@ import torch
 from stages.backbone.depth import seen_from
 from stages.backbone.vlm import Backbone, Query
 from stages.cost.clock import measure
+from stages.editing import full_forward
 from stages.editing.cell import Cell
 from stages.editing.edits import Edit, Request
 from stages.editing.probes import Probe
-from stages.editing.trace import outcomes
-from stages.editing.trunk import States, forced, padded
+from stages.editing.trace import Trial, outcomes
+from stages.editing.trunk import States
 
 
 @torch.no_grad()
@@ -44,15 +45,14 @@ def optimisation(cell: Cell, hyper: Mapping[str, Any], row: Mapping[str, Any]) -
     return {name: float(taken[0]) for name, taken in seconds.items()} | {f"{n}_loss": edit.loss for n, edit in edits.items()}
 
 
-def tracing(backbone: Backbone, probes: Sequence[Probe], states: States, edit: Edit, rounds: int) -> np.ndarray:
+def tracing(
+    backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], states: States, edit: Edit, rounds: int
+) -> np.ndarray:
     """[rounds] seconds of the edited model's outcomes on all probes, over those of one whole forward over the same tokens."""
-    asked = [p for p in probes if not p.is_sample]
-    answers = [[c.ids[i, c.real[i]].tolist() for i in range(len(asked))] for c in (states.target, states.same, states.truth)]
-    candidates = [padded(one, backbone.end) for one in answers]
+    queries, trial = [probe.query for probe in probes if not probe.is_sample], Trial(row, probes, states, edit)
 
     def forward() -> None:
-        trunk = backbone.prefill(backbone.prompts([p.query for p in asked]))
-        forced(backbone, trunk, candidates)
+        full_forward.finals(backbone, Edit(), queries, states.tokens, states.branches)
 
-    taken = measure({"trace": partial(outcomes, backbone, probes, states, edit), "forward": forward}, rounds)
+    taken = measure({"trace": partial(outcomes, backbone, [trial]), "forward": forward}, rounds)
     return taken["trace"] / taken["forward"]

@@ -15,7 +15,7 @@ BLOCK = 2048  # rows of the head's weight at a time
 
 
 class _OnePass(torch.autograd.Function):
-    """(loss [], logits [A, V]) of states [A, D]; only the loss has a gradient, and only that of the states."""
+    """(losses [A], logits [A, V]) of states [A, D]; only the losses have a gradient, and only that of the states."""
 
     @staticmethod
     def forward(
@@ -34,20 +34,19 @@ class _OnePass(torch.autograd.Function):
             logits.append(part)
         whole = torch.cat(logits, 1)
         losses = (top + total.log() - whole.gather(1, target[:, None]))[:, 0]
-        ctx.save_for_backward((mean / total - weight[target].float()) / len(target))
+        ctx.save_for_backward(mean / total - weight[target].float())
         ctx.mark_non_differentiable(whole)
-        return losses.mean(), whole
+        return losses, whole
 
     @staticmethod
     def backward(ctx: Any, slope: torch.Tensor, _logits: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return slope * gradient, None, None, None
+        return slope[:, None] * gradient, None, None, None
 
 
-def target_loss(head: nn.Linear, states: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean cross-entropy [] of the tokens `target` [A] under the language head of final states [A, D], and the logits [A, V],
-    which have no gradient: float32, on the CPU. The head itself is frozen.
+def target_losses(head: nn.Linear, states: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross-entropy [A] of each of the tokens `target` [A] under the language head of final states [A, D], and the logits
+    [A, V], which have no gradient: float32, where the head sits. The head itself is frozen.
     """
     weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
-    loss, logits = _OnePass.apply(states.to(weight), weight, bias, target.to(weight.device))
-    return loss.cpu(), logits.cpu()
+    return _OnePass.apply(states.to(weight), weight, bias, target.to(weight.device))

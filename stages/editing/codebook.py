@@ -108,7 +108,10 @@ class Codebook:
     def applied(self, backbone: Backbone, prompt: torch.Tensor, chosen: torch.Tensor) -> Iterator[None]:
         """While open, row b of a batch with prompt positions `prompt` [B, P] is answered by entry `chosen[b]` (see `route`)."""
 
-        with backbone.replaced(lambda inputs, unedited: self.answer(inputs, unedited, prompt, chosen), len(prompt)):
+        def output(inputs: torch.Tensor, unedited: torch.Tensor) -> torch.Tensor:
+            return self.answer(inputs, unedited, prompt[:, backbone.unread :], chosen)
+
+        with backbone.replaced(output, len(prompt)):
             yield
 
     @contextlib.contextmanager

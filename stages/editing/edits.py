@@ -6,6 +6,9 @@ and `edit(backbone, request, settings) -> Edit`. One that learns from the train 
 edits depend on `settings["seed"]`, and are repeated with every seed. `SEQUENTIAL = True`: an edit can go on from another, in a
 sequence without a codebook. `MEMORY_BASED = True`: both are then kept. The backbone's own weights are never written to: hooks
 apply an `Edit`.
+
+An editor that can make several edits side by side also has `edit_batch(backbone, requests, settings) -> list[Edit]`, where
+`settings` has one entry a request, alike but for the seed. Each of its edits must be the one that `edit` makes alone.
 """
 
 import contextlib
@@ -75,6 +78,11 @@ class Edit:
         above = {part for layer in backbone.decoder.layers[backbone.layer :] for part in layer.modules()}
         return not self.prefix and all(part in above for part in self.added)
 
+    def changes_image_features(self, backbone: Backbone) -> bool:
+        """Whether pictures' tokens are others under the edit."""
+        decoder = set(backbone.decoder.modules()) if self.added else set()
+        return any(part not in decoder for part in self.added)
+
     @contextlib.contextmanager
     def applied(self, backbone: Backbone, prompt: torch.Tensor | None = None) -> Iterator[None]:
         """Apply the edit to every row of a batch whose prompt positions are `prompt` [B, P], which only `output` needs.
@@ -83,15 +91,20 @@ class Edit:
         """
         with contextlib.ExitStack() as stack:
             if self.output is not None:
-                replaced = lambda inputs, unedited: self.output(inputs, unedited, prompt)  # noqa: E731
-                stack.enter_context(backbone.replaced(replaced, len(prompt)))
+                stack.enter_context(
+                    backbone.replaced(
+                        lambda inputs, unedited: self.output(inputs, unedited, prompt[:, backbone.unread :]), len(prompt)
+                    )
+                )
             for part, add in self.added.items():
                 hook = part.register_forward_hook(lambda _part, args, out, add=add: out + add(args[0].float()).to(out.dtype))
                 stack.callback(hook.remove)
-            decoder = set(backbone.decoder.modules()) if self.added else set()
-            if any(part not in decoder for part in self.added):
+            if self.changes_image_features(backbone):
                 stack.enter_context(backbone.bypassing_image_cache())
             yield
+
+
+DIVERGED = Edit(loss=float("nan"), diverged=True)
 
 
 def linear_maps(part: nn.Module, *endings: str) -> list[nn.Linear]:
@@ -105,14 +118,22 @@ def zero_difference(one: nn.Linear) -> torch.Tensor:
     return torch.zeros(one.out_features, one.in_features, device=one.weight.device)
 
 
+def linear(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The outputs [..., out] of inputs [..., in] under a weight [out, in], or under one a row of the batch, [B, out, in]."""
+    if weight.dim() == 2:
+        return F.linear(inputs, weight)
+    rows = inputs.reshape(len(weight), -1, inputs.shape[-1])  # OPT flattens batch and positions
+    return torch.bmm(rows, weight.mT).reshape(*inputs.shape[:-1], -1)
+
+
 @dataclass(frozen=True)
 class Difference:
-    """What is added to a linear map's outputs when its weight differs by `delta` [out, in]."""
+    """What is added to a linear map's outputs when its weight differs by `delta` [out, in], or [B, out, in]: one a row."""
 
     delta: torch.Tensor
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self.delta)
+        return linear(inputs, self.delta)
 
 
 def differences(maps: Sequence[nn.Linear], deltas: Iterable[torch.Tensor]) -> dict[nn.Module, Difference]:
@@ -125,4 +146,37 @@ def attempt(make: Callable[[], Edit]) -> Edit:
     try:
         return make()
     except FloatingPointError:
-        return Edit(loss=float("nan"), diverged=True)
+        return DIVERGED
+
+
+def together(edits: Sequence[Edit], rows: Sequence[int]) -> Edit:
+    """One edit for a batch whose rows belong to several edits: the first `rows[0]` to the first edit, and so on. None of them has
+    a prefix.
+    """
+    merged: list[tuple[Edit, int]] = []
+    for edit, count in zip(edits, rows, strict=True):
+        if merged and merged[-1][0] is edit:
+            merged[-1] = edit, merged[-1][1] + count
+        else:
+            merged.append((edit, count))
+    if len(merged) == 1:
+        return merged[0][0]
+    edits, rows = zip(*merged, strict=True)
+
+    def output(inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        parts = zip(edits, inputs.split(rows), unedited.split(rows), prompt.split(rows), strict=True)
+        return torch.cat([old if edit.output is None else edit.output(new, old, seen) for edit, new, old, seen in parts])
+
+    def adding(part: nn.Module) -> Added:
+        def add(inputs: torch.Tensor) -> torch.Tensor:
+            each = len(inputs) // sum(rows)  # OPT flattens batch and positions
+            pairs = zip(edits, inputs.split([count * each for count in rows]), strict=True)
+            return torch.cat([edit.added[part](some) if part in edit.added else nothing(part, some) for edit, some in pairs])
+
+        return add
+
+    def nothing(part: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.new_zeros(*inputs.shape[:-1], part.out_features)
+
+    parts = dict.fromkeys(part for edit in edits for part in edit.added)
+    return Edit(output if any(edit.output for edit in edits) else None, {part: adding(part) for part in parts})

@@ -4,7 +4,6 @@ A prefix, such as demonstrations in context, is the same for all probes of an ed
 keys and values, so that a trace costs about one forward over the probes.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,59 +11,59 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
-from stages.backbone.vlm import Backbone, Prompts, Query, Trunk
+from stages.backbone.prompts import Prompts, Query
+from stages.backbone.stand_ins import branch_off
+from stages.backbone.vlm import Backbone, Trunk
 from stages.editing.edits import Edit, Request
-
-POSITIONS = 8192  # in one batch: bounds the memory of keys and values
+from stages.editing.trunk import SHORT
 
 
 @torch.no_grad()
-def finals(backbone: Backbone, edit: Edit, queries: Sequence[Query], answers: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Final states [N, A, D] of the edited model under teacher forcing of each of `answers` [N, A], one answer a query."""
-    widths = [ids.shape[1] - 1 for ids in answers]
-    told = torch.cat([ids[:, :-1] for ids in answers], 1)
+def finals(backbone: Backbone, edit: Edit, queries: Sequence[Query], fed: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    """Final states [N, 1 + W, D] of the edited model under teacher forcing of the tokens `fed` [N, W], in `branches` [N, W] as
+    `Backbone.extend` has them: the prompt's last and those of the tokens.
+    """
+    kinds = [(query.image_id is not None, count > SHORT) for query, count in zip(queries, (branches > 0).sum(1), strict=True)]
+    found = {}
     with edit.applied(backbone):
-        past, prompts = before(backbone, edit.prefix), backbone.prompts(queries)
-        size = max(1, POSITIONS // (len(edit.prefix) + prompts.mask.shape[1]))
-        found = []
-        for start in range(0, len(queries), size):
-            rows = slice(start, start + size)
-            trunk = begin(backbone, part(prompts, rows), past)
-            found.append(backbone.extend(trunk, told[rows], widths)[-1])
-    final = torch.cat(found)
-    return [torch.cat([final[:, :1], after], 1) for after in final[:, 1:].split(widths, 1)]
+        past = before(backbone, edit.prefix)
+        for kind in dict.fromkeys(kinds):  # what differs much in length would be padded much
+            rows = [i for i, one in enumerate(kinds) if one == kind]
+            prompts = backbone.prompts([queries[i] for i in rows])
+            size = max(1, backbone.positions_at_once // (len(edit.prefix) + prompts.mask.shape[1]))
+            for start in range(0, len(rows), size):
+                part, some = prompts.select(slice(start, start + size)), rows[start : start + size]
+                used = int((branches[some] > 0).sum(1).max())
+                with backbone.reading_last(1, part.mask.shape[1]):
+                    trunk = begin(backbone, part, past)
+                final = backbone.extend(trunk, fed[some, :used], branches[some, :used], keep=False)[-1]
+                found |= zip(some, F.pad(final, (0, 0, 0, fed.shape[1] - used)), strict=True)
+    return torch.stack([found[i] for i in range(len(queries))])
 
 
 def measured(backbone: Backbone, request: Request, edit: Edit) -> Edit:
     """The edit with the request's `loss` under it and whether it is `reached`."""
-    found = backbone.head(finals(backbone, edit, [request.query], [request.target])[0])[0]
-    target = request.target[0]
+    target, fed = request.target[0], request.target[:, :-1]
+    found = backbone.head(finals(backbone, edit, [request.query], fed, torch.ones_like(fed)))[0].cpu()
     reached = bool((found.argmax(-1) == target).all())
     return replace(edit, loss=F.cross_entropy(found, target).item(), reached=reached)
-
-
-def part(prompts: Prompts, rows: slice) -> Prompts:
-    """Some rows of a batch."""
-    spans = {name: span[rows] for name, span in prompts.spans.items()}
-    return Prompts(prompts.embeds[rows], prompts.mask[rows], prompts.positions[..., rows, :], spans)
 
 
 def before(backbone: Backbone, prefix: Sequence[int]) -> DynamicCache | None:
     """Keys and values [1, K] of the prefix's tokens, None where there are none."""
     if not prefix:
         return None
-    return backbone.prefill(prefixed(backbone, None, prefix)).cache
+    return backbone.prefill(prefixed(backbone, None, prefix), keep=False).cache
 
 
 def begin(backbone: Backbone, prompts: Prompts, past: DynamicCache | None) -> Trunk:
     """`prefill`, after the K positions of `past` where there are some."""
     if past is None:
-        return backbone.prefill(prompts)
+        return backbone.prefill(prompts, keep=False)
     rows, length = len(prompts.mask), past.get_seq_length()
-    cache = copy.deepcopy(past)
-    cache.batch_repeat_interleave(rows)
+    cache = branch_off(past, torch.zeros(rows, dtype=torch.long))
     mask = torch.cat([prompts.mask.new_ones(rows, length), prompts.mask], 1)
-    return backbone.prefill(replace(prompts, mask=mask, positions=prompts.positions + length), cache)
+    return backbone.prefill(replace(prompts, mask=mask, positions=prompts.positions + length), cache, keep=False)
 
 
 def prefixed(backbone: Backbone, prompts: Prompts | None, prefix: Sequence[int]) -> Prompts:

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from stages.editing.edits import linear
+
 
 @dataclass(frozen=True)
 class Layer:
-    """An edited copy of the whole map: `weight` [out, D], `bias` [out] or None."""
+    """An edited copy of the whole map: `weight` [out, D], or [B, out, D] with one a row, and `bias` [out] or None."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
     def __call__(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        return F.linear(inputs, self.weight, self.bias)
+        outputs = linear(inputs, self.weight)
+        return outputs if self.bias is None else outputs + self.bias
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,15 @@ def compress(weight: torch.Tensor, unedited: torch.Tensor, rank: int) -> LowRank
 
 @dataclass(frozen=True)
 class Value:
-    """One vector [out] in place of the map's output at the `last` prompt token, the whole `prompt`, or `all` positions."""
+    """One vector [out], or one a row [B, out], in place of the map's output at the `last` prompt token, the whole `prompt`, or
+    `all` positions.
+    """
 
     value: torch.Tensor
     where: str = "all"
 
     def __call__(self, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        return torch.where(replaced(inputs, prompt, self.where)[..., None], self.value, unedited)
+        return torch.where(replaced(inputs, prompt, self.where)[..., None], self.value[..., None, :], unedited)
 
 
 def replaced(inputs: torch.Tensor, prompt: torch.Tensor, where: str) -> torch.Tensor:

@@ -59,7 +59,9 @@ def main() -> None:
 
 def at_depth(cell: Cell, view: Backbone) -> Cell:
     """The cell with the same model seen with another edited layer."""
-    return replace(cell, backbone=view, fingerprint=view.fingerprint, backbone_name=f"{cell.backbone_name}-layer{view.layer}")
+    name = f"{cell.backbone_name}-layer{view.layer}"
+    trunk = replace(cell.trunk, backbone=view, folder=cell.trunk.folder.with_name(name))
+    return replace(cell, backbone=view, fingerprint=view.fingerprint, backbone_name=name, trunk=trunk)
 
 
 def few_edits(cell: Cell, params: Params) -> Cell:

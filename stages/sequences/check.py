@@ -4,7 +4,7 @@ Two edits are made by themselves: their traces are compared, and behind a codebo
 edits go on from each other, the first order is made up to its first point after several edits, and two of these are tested there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 
 from stages.editing import check
-from stages.editing.cell import Cell, Row
+from stages.editing.cell import Cell, Makes, Row
 from stages.editing.edits import Edit
 from stages.editing.trace import distances_to_key
 from stages.params import derive_seed
 from stages.sequences.orders import HELD_OUT, points
-from stages.sequences.probes import KEPT, Asked
+from stages.sequences.probes import KEPT, ProbeSet, outcomes
 from stages.sequences.rollout import sequence
 from stages.settings import Sequence as Settings
 
 Tables = Mapping[str, pd.DataFrame]
-Make = Callable[..., Edit]
 
 
 def differs(cell: Cell, hyper: Mapping[str, Any], settings: Settings, kept: Tables, root: int) -> str:
@@ -30,8 +29,8 @@ def differs(cell: Cell, hyper: Mapping[str, Any], settings: Settings, kept: Tabl
     make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
     made = [row for row in cell.rows if row["split"] != HELD_OUT]
     some = check.drawn(made, root, f"sequence-{cell.name}")
-    edits = [cell.made(make, hyper, row, cell.seeds[0]) for row in some]
-    again = [one for row, edit in zip(some, edits, strict=True) for one in cell.traced(row, cell.seeds[0], edit, shared)]
+    edits = cell.made(make, hyper, some, cell.seeds[0])
+    again = [one for rows in cell.traced(some, cell.seeds[0], edits, shared) for one in rows]
     found = check.difference(kept["trace"], pd.DataFrame(again))
     if not found and len(kept["interference"]):
         found = crossed(cell, some, edits, kept["interference"])
@@ -44,24 +43,24 @@ def crossed(cell: Cell, rows: Sequence[Row], edits: Sequence[Edit], kept: pd.Dat
     """The first difference in what edits do to each other's probes, as far as the table knows it, and in the distances."""
     span = cell.method.key.span
     for (row, edit), (other, _) in permutations(zip(rows, edits, strict=True), 2):
-        asked = Asked.of(cell, other)
-        apart = distances_to_key({span: asked.states.phi[span]}, cell.states(row).key)
-        again = pd.DataFrame(asked.known()).assign(**{name: apart[name] for name in apart})
+        probes = ProbeSet.of(cell, other)
+        apart = distances_to_key({span: probes.states.phi[span]}, cell.states(row).key)
+        again = pd.DataFrame(probes.labels()).assign(**{name: apart[name] for name in apart})
         there = kept[kept["entry"] == row["edit_id"]]
         met = there.set_index(check.QUERY).reindex(pd.MultiIndex.from_frame(again[check.QUERY]))[list(KEPT)].notna().to_numpy()
-        again[list(KEPT)] = np.where(met, pd.DataFrame(asked.outcomes(cell, edit))[list(KEPT)], np.nan)
+        again[list(KEPT)] = np.where(met, pd.DataFrame(outcomes(cell, edit, [probes]))[list(KEPT)], np.nan)
         if found := check.difference(there, again):
             return f"{found}, after {row['edit_id']}"
     return ""
 
 
 def rolled_out(
-    cell: Cell, make: Make, hyper: Mapping[str, Any], made: Sequence[Row], settings: Settings, kept: pd.DataFrame, root: int
+    cell: Cell, make: Makes, hyper: Mapping[str, Any], made: Sequence[Row], settings: Settings, kept: pd.DataFrame, root: int
 ) -> str:
     """The first difference in what is left of two edits at the first order's first point after several."""
     at = next((point for point in points(settings, len(made)) if point > 1), 1)
     ((_, last),) = sequence(cell, make, hyper, made[:at], [at])
-    asked = [Asked.of(cell, row) for row in check.drawn(made[:at], root, f"rollout-{cell.name}")]
-    again = [known | told for one in asked for known, told in zip(one.known(), one.outcomes(cell, last), strict=True)]
-    found = check.difference(kept[(kept["order"] == 0) & (kept["made"] == at)], pd.DataFrame(again))
+    tested = [ProbeSet.of(cell, row) for row in check.drawn(made[:at], root, f"rollout-{cell.name}")]
+    again = pd.DataFrame(outcomes(cell, last, tested))
+    found = check.difference(kept[(kept["order"] == 0) & (kept["made"] == at)], again)
     return found and f"{found}, after {at} edits"

@@ -18,7 +18,7 @@ from stages.editing.edits import Edit
 from stages.editing.resume import Records
 from stages.editing.trace import distances_to_key
 from stages.params import derive_seed
-from stages.sequences.probes import KEPT, Asked, Row
+from stages.sequences.probes import KEPT, ProbeSet, Row, outcomes
 
 SPARE = 2.0  # an entry may widen so many times its farthest sample as it takes in edits of its target
 Orders = Sequence[Sequence[int]]
@@ -29,7 +29,7 @@ def each(
     cell: Cell,
     hyper: Mapping[str, Any],
     made: Sequence[Row],
-    asked: Sequence[Asked],
+    probes: Sequence[ProbeSet],
     drawn: Orders,
     at: Sequence[int],
     records: Records,
@@ -38,47 +38,50 @@ def each(
     probe of any edit. `drawn` are the orders of the edits, by number, and all is tested after so many as `at` says.
     """
     make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
-    tables = distances(cell, made, asked) if cell.method.router == "codebook" else {}
-    wanted = may_answer(tables, cell, made, asked, drawn, at) if tables else None
+    tables = distances(cell, made, probes) if cell.method.router == "codebook" else {}
+    wanted = may_answer(tables, cell, made, probes, drawn, at) if tables else None
+    names = [f"each-{row['edit_id']}" for row in made]
+    missing = [column for column, name in enumerate(names) if name not in records]
+    for start in tqdm(range(0, len(missing), cell.batch), desc=f"{cell.name}, each, {cell.batch} at a time"):
+        columns = missing[start : start + cell.batch]
+        rows = [made[column] for column in columns]
+        edits = cell.made(make, hyper, rows, cell.seeds[0])
+        traced = cell.traced(rows, cell.seeds[0], edits, shared)
+        for column, edit, own in zip(columns, edits, traced, strict=True):
+            met = [] if wanted is None else outcomes(cell, edit, chosen(probes, wanted[:, column]))
+            records[names[column]] = [{"own": own, "met": met}]
     own, met = [], []
-    for column, row in enumerate(tqdm(made, desc=f"{cell.name}, each")):
-        name = f"each-{row['edit_id']}"
-        if name not in records:
-            edit = cell.made(make, hyper, row, cell.seeds[0])
-            crossed = [] if wanted is None else outcomes(cell, edit, asked, wanted[:, column])
-            records[name] = [{"own": cell.traced(row, cell.seeds[0], edit, shared), "met": crossed}]
+    for row, name in zip(made, names, strict=True):
         (found,) = records[name]
         own.append(pd.DataFrame(found["own"]))
         met += [{"entry": row["edit_id"]} | one for one in found["met"]]
-    held_out = [row for one in asked if one.held_out for row in cell.traced(one.row, cell.seeds[0], Edit(), shared)]
-    trace = pd.concat([*own, pd.DataFrame(held_out)], ignore_index=True)
-    return trace, long(tables, made, asked, met) if tables else pd.DataFrame()
+    aside = [one.row for one in probes if one.held_out]
+    for rows in cell.traced(aside, cell.seeds[0], [Edit()] * len(aside), shared):
+        own.append(pd.DataFrame(rows))
+    return pd.concat(own, ignore_index=True), long(tables, made, probes, met) if tables else pd.DataFrame()
 
 
-def outcomes(cell: Cell, edit: Edit, asked: Sequence[Asked], wanted: np.ndarray) -> list[dict[str, Any]]:
-    """What an edit does to the probes that are `wanted` [queries]."""
-    found, ends = [], np.cumsum([len(one.probes) for one in asked])
-    for one, places in zip(asked, np.split(wanted, ends[:-1]), strict=True):
-        if places.any():
-            some = one.some(np.flatnonzero(places).tolist())
-            found += [known | told for known, told in zip(some.known(), some.outcomes(cell, edit), strict=True)]
-    return found
+def chosen(probes: Sequence[ProbeSet], wanted: np.ndarray) -> list[ProbeSet]:
+    """The probes that are `wanted` [queries]."""
+    ends = np.cumsum([len(one.probes) for one in probes])
+    parts = zip(probes, np.split(wanted, ends[:-1]), strict=True)
+    return [one.some(np.flatnonzero(places).tolist()) for one, places in parts if places.any()]
 
 
-def distances(cell: Cell, made: Sequence[Row], asked: Sequence[Asked]) -> dict[str, Table]:
+def distances(cell: Cell, made: Sequence[Row], probes: Sequence[ProbeSet]) -> dict[str, Table]:
     """Of every probe to every key by the method's span, by distance; NaN where a query has no such span."""
     span = cell.method.key.span
-    phi = {span: torch.cat([one.states.phi[span] for one in asked])}
+    phi = {span: torch.cat([one.states.phi[span] for one in probes])}
     found = [distances_to_key(phi, cell.states(row).key) for row in made]
     return {name: np.stack([one[name] for one in found], 1) for name in found[0]}
 
 
 def may_answer(
-    tables: Mapping[str, Table], cell: Cell, made: Sequence[Row], asked: Sequence[Asked], drawn: Orders, at: Sequence[int]
+    tables: Mapping[str, Table], cell: Cell, made: Sequence[Row], probes: Sequence[ProbeSet], drawn: Orders, at: Sequence[int]
 ) -> np.ndarray:
     """[queries, edits] bool: by some distance, the edit may answer the query at some point of some order; not the query's own."""
     numbers = {row["edit_id"]: i for i, row in enumerate(made)}
-    owner = np.array([numbers.get(one.row["edit_id"], -1) for one in asked for _ in one.probes])
+    owner = np.array([numbers.get(one.row["edit_id"], -1) for one in probes for _ in one.probes])
     reaches, targets, wanted = [reach(cell, row) for row in made], [row["target"] for row in made], []
     for name, table in tables.items():
         keys = table[[int(np.argmax(owner == i)) for i in range(len(made))]]  # an edit's own query is its first
@@ -132,10 +135,10 @@ def nearest(table: Table, owner: np.ndarray, absent: np.ndarray, subsets: Sequen
 
 
 def long(
-    tables: Mapping[str, Table], made: Sequence[Row], asked: Sequence[Asked], met: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Table], made: Sequence[Row], probes: Sequence[ProbeSet], met: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
     """One row a made edit and a probe: the distances, and the outcomes where there are any, else NaN."""
-    known = pd.DataFrame([known for one in asked for known in one.known()])
+    known = pd.DataFrame([key for one in probes for key in one.labels()])
     index = pd.MultiIndex.from_arrays(
         [np.repeat([row["edit_id"] for row in made], len(known)), *(np.tile(known[name], len(made)) for name in known)],
         names=["entry", *known],

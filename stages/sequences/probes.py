@@ -10,7 +10,7 @@ from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell, few
 from stages.editing.edits import Edit
 from stages.editing.probes import Probe, probes_of
-from stages.editing.trace import trace_edit
+from stages.editing.trace import Trial, trace_edits
 from stages.editing.trunk import States, select
 from stages.okedit.schema import LOCALITY_KINDS
 from stages.sequences.orders import HELD_OUT
@@ -30,7 +30,7 @@ def queries_of(row: Row, samples: Sequence[Row], count: int) -> list[Probe]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProbeSet:
     """Some probes of one edit, no samples, with what the trunk says of them; `numbers` are their places in the edit's trace."""
 
     row: Row
@@ -39,7 +39,7 @@ class Asked:
     states: States
 
     @classmethod
-    def of(cls, cell: Cell, row: Row) -> "Asked":
+    def of(cls, cell: Cell, row: Row) -> "ProbeSet":
         """All of an edit's probes."""
         probes = [probe for probe in cell.queries[row["edit_id"]] if not probe.is_sample]
         numbers = range(len(probes))
@@ -49,26 +49,14 @@ class Asked:
     def held_out(self) -> bool:
         return self.row["split"] == HELD_OUT
 
-    def known(self) -> list[dict[str, Any]]:
+    def labels(self) -> list[dict[str, Any]]:
         """Which probes these are."""
         return [{"edit_id": self.row["edit_id"], "probe": number} for number in self.numbers]
 
-    def some(self, places: Sequence[int]) -> "Asked":
+    def some(self, places: Sequence[int]) -> "ProbeSet":
         """Those at some places."""
         numbers, probes = ([listed[i] for i in places] for listed in (self.numbers, self.probes))
-        return Asked(self.row, numbers, probes, select(self.states, places))
-
-    def outcomes(self, cell: Cell, edit: Edit) -> list[dict[str, float]]:
-        """What an edit, this one or another, does to the probes, as numbers."""
-        answering = [self.answering(cell, edit, place) for place in range(len(self.probes))]
-        if all(one is edit for one in answering):
-            traced = trace_edit(cell.backbone, self.row, self.probes, self.states, edit)
-            return [{name: float(one[name]) for name in KEPT} for one in traced]
-        found = {}
-        for one in {id(other): other for other in answering}.values():
-            places = [i for i, other in enumerate(answering) if other is one]
-            found |= zip(places, self.some(places).outcomes(cell, one), strict=True)
-        return [found[i] for i in range(len(answering))]
+        return ProbeSet(self.row, numbers, probes, select(self.states, places))
 
     def answering(self, cell: Cell, edit: Edit, place: int) -> Edit:
         """The edit that a probe's outcome is of. Where an edit recalls others it is the one recalled, or none where the router of
@@ -77,11 +65,28 @@ class Asked:
         query = self.probes[place].query
         if edit.recall is None:
             return NONE if query.image_id is None and edits_image_features(edit, cell.backbone) else edit
-        one, asked = edit.recall(query), self.states
+        one, states = edit.recall(query), self.states
         rows = slice(place, place + 1)
-        if one.fires is None or one.fires([query], asked.hidden[rows], asked.mask[rows], asked.positions[..., rows, :]).all():
+        if one.fires is None or one.fires([query], states.hidden[rows], states.mask[rows], states.positions[..., rows, :]).all():
             return one
         return LEFT_ALONE
+
+
+def outcomes(cell: Cell, edit: Edit, sets: Sequence[ProbeSet]) -> list[dict[str, Any]]:
+    """What an edit does to probes, its own or of others, as numbers beside their keys: set by set, probe by probe."""
+    trials, places = [], []
+    for number, one in enumerate(sets):
+        answers: dict[int, tuple[Edit, list[int]]] = {}
+        for place in range(len(one.probes)):
+            answer = one.answering(cell, edit, place)
+            answers.setdefault(id(answer), (answer, []))[1].append(place)
+        for answer, asked in answers.values():
+            part = one if len(asked) == len(one.probes) else one.some(asked)
+            trials.append(Trial(one.row, part.probes, part.states, answer))
+            places += [(number, place) for place in asked]
+    traced = [row for rows in trace_edits(cell.backbone, trials) for row in rows]
+    numbers = {at: {name: float(row[name]) for name in KEPT} for at, row in zip(places, traced, strict=True)}
+    return [key | numbers[number, place] for number, one in enumerate(sets) for place, key in enumerate(one.labels())]
 
 
 def edits_image_features(edit: Edit, backbone: Backbone) -> bool:

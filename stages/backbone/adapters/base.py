@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, PretrainedConfig
@@ -108,20 +109,22 @@ class Adapter:
         """Position ids [B, P], or [axes, B, P], of left-padded prompts: real tokens count from 0."""
         return (mask.long().cumsum(1) - 1).clamp(min=0)
 
-    def order(self, length: int, prompt: int) -> torch.Tensor:
+    def order(self, length: int, prompt: int, device: torch.device) -> torch.Tensor:
         """[T, T] bool: which columns each of T = `length` positions may see, the first `prompt` being the prompt: causal."""
-        return torch.ones(length, length, dtype=torch.bool).tril()
+        return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
-    def attention(self, mask: torch.Tensor, prompt: int, widths: Sequence[int] = ()) -> torch.Tensor:
+    def attention(self, mask: torch.Tensor, prompt: int, branches: torch.Tensor | None = None) -> torch.Tensor:
         """The additive attention mask [B, 1, T, T] of prompts of `prompt` positions and what follows them.
 
-        `mask` [B, T] marks real positions. `widths` split what follows the prompt into branches that do not see each other.
+        `mask` [B, T] marks real positions. `branches` [B, T - prompt] number what follows the prompt: positions of different
+        branches do not see each other. Without it, all is one branch.
         """
-        length = mask.shape[1]
-        widths = widths or (length - prompt,)
-        branch = torch.repeat_interleave(torch.arange(len(widths) + 1), torch.tensor([prompt, *widths]))
-        seen = self.order(length, prompt) & ((branch[None, :] == branch[:, None]) | (branch[None, :] == 0))
+        length, device = mask.shape[1], mask.device
+        seen = self.order(length, prompt, device) & mask[:, None, :]
+        if branches is not None:
+            branch = F.pad(branches, (prompt, 0))
+            seen = seen & ((branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0))
         # a padded position sees itself, or its softmax would be over nothing
-        seen = (seen.to(mask.device) & mask[:, None, :]) | torch.eye(length, dtype=torch.bool, device=mask.device)
+        seen = seen | torch.eye(length, dtype=torch.bool, device=device)
         dtype = self.embed.weight.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

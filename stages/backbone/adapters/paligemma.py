@@ -17,5 +17,5 @@ class Architecture(Adapter):
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
         return super().positions(ids, mask, grids) + 1
 
-    def order(self, length: int, prompt: int) -> torch.Tensor:
-        return super().order(length, prompt) | (torch.arange(length) < prompt)[None, :]
+    def order(self, length: int, prompt: int, device: torch.device) -> torch.Tensor:
+        return super().order(length, prompt, device) | (torch.arange(length, device=device) < prompt)[None, :]

@@ -5,7 +5,7 @@ depend on it: they are distances in the trace (`stages.editing.trace`), turned i
 `stages.scoring.routing`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from stages.backbone.vlm import Backbone
 from stages.editing.edits import Edit, Request
-from stages.editing.optimise import exact_with_margin, optimise, request_loss
+from stages.editing.optimise import Batch, judge, leads_by, optimise
 from stages.editing.transform import Layer, compress, whole
 from stages.sections import count, entry, number
 
@@ -36,12 +36,20 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> E
     """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
     (section 4.3).
     """
-    weight = (backbone.weight if request.start is None else whole(request.start.output, backbone.weight)).clone().requires_grad_()
-    layer = Layer(weight, backbone.bias)
-    stop = exact_with_margin(request.target[0], settings["margin"])
-    found = optimise(backbone, request, Edit(layer), [weight], lr=settings["lr"], steps=settings["steps"], stop=stop)
-    edit = Edit(layer, **found)
-    return compressed(backbone, request, edit, settings["rank"]) if settings["rank"] else edit
+    return edit_batch(backbone, [request], [settings])[0]
+
+
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    """The edits of several requests, each with a copy of its own."""
+    start, one = backbone.weight, settings[0]
+    begun = [[start if request.start is None else whole(request.start.output, start)] for request in requests]
+    found = optimise(
+        backbone, requests, lambda copies: Edit(Layer(copies[0], backbone.bias)), begun,
+        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+    )  # fmt: skip
+    if not one["rank"]:
+        return found
+    return [compressed(backbone, *pair, one["rank"]) for pair in zip(requests, found, strict=True)]
 
 
 @torch.no_grad()
@@ -49,11 +57,11 @@ def compressed(backbone: Backbone, request: Request, edit: Edit, rank: int) -> E
     """The edit with a low-rank difference in place of its copy: of `rank`, doubled until the target is exact; unchanged where no
     rank below the full one is enough.
     """
-    target, full = request.target[0], min(backbone.weight.shape)
-    while rank < full:
+    batch, full = Batch.of([request], backbone.device), min(backbone.weight.shape)
+    while not edit.diverged and rank < full:
         kept = replace(edit, output=compress(edit.output.weight, backbone.weight, rank))
-        loss, logits = request_loss(backbone, request, kept)
-        if (logits.argmax(-1) == target).all():
-            return replace(kept, loss=loss.item())
+        losses, leads = judge(backbone, batch, kept)
+        if leads.item() > 0:
+            return replace(kept, loss=losses.item())
         rank *= 2
     return edit

@@ -6,11 +6,10 @@
 below a threshold, as in EasyEdit. Nothing is written to the model: what is tuned is a difference added to each map's output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from stages.backbone.vlm import Backbone
@@ -35,16 +34,22 @@ class Settings:
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fine-tune with Adam until the loss is below `loss`, at most `steps` steps; the result is always on."""
-    maps = tuned(backbone, settings)
-    before = request.start.added if request.start else {}
-    deltas = [(before[one].delta.clone() if one in before else zero_difference(one)).requires_grad_() for one in maps]
-    added = differences(maps, deltas)
+    return edit_batch(backbone, [request], [settings])[0]
 
-    def stop(_logits: torch.Tensor, loss: float) -> bool:
-        return loss < settings["loss"]
 
-    found = optimise(backbone, request, Edit(added=added), deltas, lr=settings["lr"], steps=settings["steps"], stop=stop)
-    return Edit(added=added, **found)
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    """The edits of several requests, each with differences of its own. Those of the connector are made one after another: it is
+    given pictures, of which a request may have none.
+    """
+    if settings[0]["part"] == "connector" and len(requests) > 1:
+        return [edit(backbone, *pair) for pair in zip(requests, settings, strict=True)]
+    one, maps = settings[0], tuned(backbone, settings[0])
+    before = [request.start.added if request.start else {} for request in requests]
+    begun = [[added[part].delta if part in added else zero_difference(part) for part in maps] for added in before]
+    return optimise(
+        backbone, requests, lambda deltas: Edit(added=differences(maps, deltas)), begun,
+        lr=one["lr"], steps=one["steps"], stop=lambda _lead, loss: loss < one["loss"],
+    )  # fmt: skip
 
 
 def tuned(backbone: Backbone, settings: Mapping[str, Any]) -> list[nn.Linear]:

@@ -5,7 +5,7 @@ The key is the edited linear map's input at the last prompt token and the radius
 `methods.grace.radius`). The value starts at random and is trained with Adam, as in the authors' code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from stages.backbone.vlm import Backbone
 from stages.editing.edits import Edit, Request
-from stages.editing.optimise import exact_with_margin, optimise
+from stages.editing.optimise import leads_by, optimise
 from stages.editing.transform import Value
 from stages.sections import count, entry, number, one_of
 
@@ -32,11 +32,21 @@ class Settings:
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
+    return edit_batch(backbone, [request], [settings])[0]
+
+
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    """The edits of several requests, each with a value of its own."""
+    one, begun = settings[0], [[start(backbone, *pair)] for pair in zip(requests, settings, strict=True)]
+    return optimise(
+        backbone, requests, lambda values: Edit(Value(values[0], one["replace"])), begun,
+        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+    )  # fmt: skip
+
+
+def start(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> torch.Tensor:
+    """The value [out] that training starts from: that of an earlier edit, or a random one."""
+    if request.start is not None:
+        return request.start.output.value
     generator = torch.Generator().manual_seed(settings["seed"])
-    drawn = torch.rand(backbone.edited.out_features, generator=generator)
-    start = drawn if request.start is None else request.start.output.value.clone()
-    value = start.to(backbone.edited.weight.device).requires_grad_()
-    output = Value(value, settings["replace"])
-    stop = exact_with_margin(request.target[0], settings["margin"])
-    found = optimise(backbone, request, Edit(output), [value], lr=settings["lr"], steps=settings["steps"], stop=stop)
-    return Edit(output, **found)
+    return torch.rand(backbone.edited.out_features, generator=generator).to(backbone.edited.weight.device)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone
-from stages.editing.edits import Edit, Request, linear_maps
-from stages.editing.optimise import exact_with_margin, optimise
+from stages.editing.edits import Edit, Request, linear, linear_maps
+from stages.editing.optimise import leads_by, optimise
 from stages.sections import count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
@@ -37,14 +36,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a linear map's outputs: `scale`·B·A·x, with `a` [r, in] and `b` [out, r]."""
+    """What is added to a linear map's outputs: `scale`·B·A·x, with `a` [r, in] and `b` [out, r], or one of each a row."""
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        return F.linear(F.linear(inputs, self.a), self.b) * self.scale
+        return linear(linear(inputs, self.a), self.b) * self.scale
 
 
 def untrained(maps: Sequence[nn.Linear], rank: int, seed: int) -> list[torch.Tensor]:
@@ -64,10 +63,19 @@ def updates(maps: Sequence[nn.Linear], tensors: Sequence[torch.Tensor], scale: f
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
     """Fit all updates together with Adam until the target is exact by `margin` logits, at most `steps` steps."""
-    maps, before = linear_maps(backbone.decoder, *PROJECTIONS), request.start.added if request.start else {}
-    begun = [part.clone() for one in before.values() for part in (one.a, one.b)]
-    tensors = [part.requires_grad_() for part in begun or untrained(maps, settings["rank"], settings["seed"])]
-    added = updates(maps, tensors, settings["scale"] / settings["rank"])
-    stop = exact_with_margin(request.target[0], settings["margin"])
-    found = optimise(backbone, request, Edit(added=added), tensors, lr=settings["lr"], steps=settings["steps"], stop=stop)
-    return Edit(added=added, **found)
+    return edit_batch(backbone, [request], [settings])[0]
+
+
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+    """The edits of several requests, each with updates of its own."""
+    one, maps = settings[0], linear_maps(backbone.decoder, *PROJECTIONS)
+    begun = [
+        [tensor for part in request.start.added.values() for tensor in (part.a, part.b)]
+        if request.start
+        else untrained(maps, own["rank"], own["seed"])
+        for request, own in zip(requests, settings, strict=True)
+    ]
+    return optimise(
+        backbone, requests, lambda tensors: Edit(added=updates(maps, tensors, one["scale"] / one["rank"])), begun,
+        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+    )  # fmt: skip

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from stages.backbone.vlm import Backbone
-from stages.editing.edits import Added, Edit, Request, differences, linear_maps
+from stages.editing.edits import DIVERGED, Added, Edit, Request, differences, linear_maps, together
 from stages.editing.fitting import Example, learn
-from stages.editing.optimise import request_loss
+from stages.editing.optimise import Batch, judge
 from stages.editing.trace import tail_logits
 from stages.editing.trunk import request_of
 from stages.okedit.schema import LOCALITY_KINDS
@@ -131,16 +131,21 @@ def edited_maps(backbone: Backbone, layers: int) -> list[nn.Linear]:
     return [m for layer in backbone.decoder.layers[first:] for m in linear_maps(layer, *MLP)]
 
 
-def factors_of(backbone: Backbone, request: Request, maps: Sequence[nn.Linear]) -> tuple[list[torch.Tensor], float]:
-    """Each map's rows [T, inner + outer] of inputs u and output gradients δ of the edit's loss, where δ is not zero; the loss."""
-    before = request.start.added if request.start else {}
+def factors_of(
+    backbone: Backbone, requests: Sequence[Request], maps: Sequence[nn.Linear]
+) -> tuple[list[list[torch.Tensor]], list[float]]:
+    """Of each request, each map's rows [T, inner + outer] of inputs u and output gradients δ of its loss, where δ is not zero;
+    and the losses.
+    """
+    before = together([request.start or Edit() for request in requests], [1] * len(requests)).added
     taps = {one: Tap(one.out_features, before.get(one)) for one in maps}
-    loss, _ = request_loss(backbone, request, Edit(added=taps))
-    found = []
-    for tap, delta in zip(taps.values(), torch.autograd.grad(loss, [tap.zero for tap in taps.values()]), strict=True):
-        rows = torch.cat([tap.inputs.flatten(0, -2), delta.flatten(0, -2)], -1)
-        found.append(rows[(delta.flatten(0, -2) != 0).any(-1)])
-    return found, loss.item()
+    losses, _ = judge(backbone, Batch.of(requests, backbone.device), Edit(added=taps))
+    found: list[list[torch.Tensor]] = [[] for _ in requests]
+    for tap, delta in zip(taps.values(), torch.autograd.grad(losses.sum(), [tap.zero for tap in taps.values()]), strict=True):
+        inputs = tap.inputs.reshape(len(requests), -1, tap.inputs.shape[-1])
+        for own, u, slope in zip(found, inputs, delta.reshape(*inputs.shape[:2], -1), strict=True):
+            own.append(torch.cat([u, slope], -1)[(slope != 0).any(-1)])
+    return found, losses.tolist()
 
 
 def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
     mend = Mend(maps, settings).to(backbone.model.device)
 
     def factors_in(example: Example) -> list[torch.Tensor]:
-        return factors_of(backbone, request_of(example.states, example.row), maps)[0]
+        return factors_of(backbone, [request_of(example.states, example.row)], maps)[0][0]
 
     def loss_of(step: int) -> torch.Tensor:
         epoch, place = divmod(step, learnt)
@@ -185,13 +190,14 @@ def outer_loss(
     ]
     reach, keep = draws
     logits = tail_logits(backbone, states, edit, states.target, reach)
-    real, ids = states.target.real[reach], states.target.ids[reach]
+    real, ids = (part[reach, : logits.shape[1]].to(logits.device) for part in (states.target.real, states.target.ids))
     nll = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view_as(real)
     edited = tail_logits(backbone, states, edit, states.same, keep).log_softmax(-1)
     with torch.no_grad():
         unedited = tail_logits(backbone, states, Edit(), states.same, keep).log_softmax(-1)
     apart = F.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
-    return settings["c_edit"] * _per_query(nll, real) + settings["c_loc"] * _per_query(apart, states.same.real[keep])
+    kept = states.same.real[keep, : apart.shape[1]].to(apart.device)
+    return settings["c_edit"] * _per_query(nll, real) + settings["c_loc"] * _per_query(apart, kept)
 
 
 def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -201,15 +207,26 @@ def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
     """One step along the network's gradient, from the weights that an earlier edit left where there is one."""
-    maps = edited_maps(backbone, settings["layers"])
-    mend = Mend(maps, settings).to(backbone.model.device)
+    return edit_batch(backbone, [request], [settings], fitted)[0]
+
+
+def edit_batch(
+    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]], fitted: Mapping[str, Any]
+) -> list[Edit]:
+    """The edits of several requests, whose gradients are taken in one pass."""
+    maps = edited_maps(backbone, settings[0]["layers"])
+    mend = Mend(maps, settings[0]).to(backbone.model.device)
     mend.load_state_dict(fitted)
-    factors, _ = factors_of(backbone, request, maps)
+    factors, _ = factors_of(backbone, requests, maps)
     with torch.no_grad():
-        added = mend(maps, factors)
-        if request.start:
-            added = differences(maps, [request.start.added[one].delta + added[one].delta for one in maps])
-        loss, logits = request_loss(backbone, request, Edit(added=added))
-    if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"the loss is {loss.item()} after one step")
-    return Edit(added=added, steps=1, loss=loss.item(), reached=bool((logits.argmax(-1) == request.target[0]).all()))
+        found = []
+        for request, own in zip(requests, factors, strict=True):
+            before = request.start.added if request.start else {}
+            added = mend(maps, own)
+            found.append([added[one].delta + (before[one].delta if before else 0) for one in maps])
+        whole = differences(maps, [torch.stack(parts) for parts in zip(*found, strict=True)])
+        losses, leads = judge(backbone, Batch.of(requests, backbone.device), Edit(added=whole))
+    return [
+        Edit(added=differences(maps, deltas), steps=1, loss=loss, reached=lead > 0) if math.isfinite(loss) else DIVERGED
+        for deltas, loss, lead in zip(found, losses.tolist(), leads.tolist(), strict=True)
+    ]

@@ -25,7 +25,7 @@ from torch import nn
 
 from stages.backbone.vlm import Backbone, Prompts, Query
 from stages.editing import full_forward, sentences
-from stages.editing.chunked_loss import target_loss
+from stages.editing.chunked_loss import target_losses
 from stages.editing.editors import lora
 from stages.editing.edits import Edit, Request, linear_maps
 from stages.editing.fitting import Example, learn
@@ -111,7 +111,7 @@ def fit_counterfactual(
         prompts, ids = told(backbone, example, rows)
         with Edit(added=added).applied(backbone):
             states = answer_states(backbone, prompts, ids)
-        return target_loss(backbone.adapter.head, states.flatten(0, 1), ids.flatten())[0]
+        return target_losses(backbone.adapter.head, states.flatten(0, 1), ids.flatten())[0].mean()
 
     learn(trained, [{"params": list(trained), "lr": settings["lr"]}], loss_of, settings["steps"], checkpoint)
     return [tensor.detach() for tensor in trained]

@@ -11,6 +11,8 @@ one side memory, merged of all shards by TIES (Yadav et al., NeurIPS 2023, secti
 routes to it.
 """
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.backbone.stand_ins import Enough
 from stages.backbone.vlm import Backbone, Query, mean_over
-from stages.editing.edits import Edit, Request, differences, linear_maps, zero_difference
+from stages.editing.edits import DIVERGED, Edit, Request, differences, linear, linear_maps, zero_difference
 from stages.editing.fitting import Example
-from stages.editing.optimise import request_loss
+from stages.editing.optimise import NOISE, Batch, judge, remembering
 from stages.editing.trunk import request_of
 from stages.sections import count, entry, number
 
@@ -70,7 +73,7 @@ class SideMemory:
     def __call__(
         self, _queries: Sequence[Query], hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        return score(activations(self.backbone, hidden, mask, positions), self.merged, mask) >= self.ratio * self.least
+        return (score(activations(self.backbone, hidden, mask, positions), self.merged, mask) >= self.ratio * self.least).cpu()
 
 
 def ties(differences: Sequence[torch.Tensor], density: float) -> torch.Tensor:
@@ -93,30 +96,31 @@ def value_map(backbone: Backbone) -> nn.Linear:
     return linear_maps(backbone.decoder.layers[backbone.layer], "down_proj", "fc2")[0]
 
 
-class Reader:
-    """Adds nothing to a linear map's outputs and keeps its inputs."""
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.inputs = inputs
-        return inputs.new_zeros(())
-
-
 @torch.no_grad()
 def activations(backbone: Backbone, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """A(x) [B, P, in] of prompts, from the states [B, P, D] that enter layer ℓ."""
-    reader = Reader()
-    with Edit(added={value_map(backbone): reader}).applied(backbone):
-        backbone.tail(hidden, mask, positions, 1)
-    return reader.inputs.reshape(*hidden.shape[:2], -1)
+    """A(x) [B, P, in] of prompts, from the states [B, P, D] that enter layer ℓ; nothing behind it runs."""
+    seen = []
+
+    def stop(_part: nn.Module, args: tuple[torch.Tensor]) -> None:
+        seen.append(args[0])
+        raise Enough
+
+    hook = value_map(backbone).register_forward_pre_hook(stop)
+    try:
+        with contextlib.suppress(Enough):
+            backbone.tail(hidden, mask, positions, hidden.shape[1])
+    finally:
+        hook.remove()
+    return seen[0].float().reshape(*hidden.shape[:2], -1)
 
 
 def score(inputs: torch.Tensor, delta: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Δ [B]: the norm of A(x)·(W′ − W), a mean over the prompt, of inputs [B, P, in] and the difference [out, in]."""
-    return mean_over(F.linear(inputs, delta).norm(dim=-1, keepdim=True).cpu(), mask)[:, 0]
+    """Δ [B]: the norm of A(x)·(W′ − W), a mean over the prompt, of inputs [B, P, in] and a difference [out, in], or one a row."""
+    return mean_over(linear(inputs, delta).norm(dim=-1, keepdim=True), mask.to(inputs.device))[:, 0]
 
 
 def margins(edit: torch.Tensor, irrelevant: torch.Tensor, settings: Mapping[str, Any]) -> torch.Tensor:
-    """The margin loss of section 2.3.1, of two activations []."""
+    """The margin loss [B] of section 2.3.1, of two activations [B]."""
     over = F.relu(irrelevant - settings["alpha"]) + F.relu(settings["beta"] - edit)
     return over + F.relu(settings["gamma"] - (edit - irrelevant))
 
@@ -133,33 +137,61 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
 
 def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Sequence[Mapping[str, Any]]) -> Edit:
     """Fit the side memory, or go on with its last shard, against one irrelevant query."""
-    rng, value = np.random.default_rng(settings["seed"]), value_map(backbone)
+    return edit_batch(backbone, [request], [settings], fitted)[0]
+
+
+def edit_batch(
+    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]], fitted: Sequence[Mapping[str, Any]]
+) -> list[Edit]:
+    """The edits of several requests, each with a side memory and an irrelevant query of its own."""
+    one, value, batch = settings[0], value_map(backbone), Batch.of(requests, backbone.device)
+    shards, irrelevant = [], []
+    for request, own in zip(requests, settings, strict=True):
+        rng = np.random.default_rng(own["seed"])
+        shards.append(begin(value, request, own, rng))
+        irrelevant.append(fitted[rng.integers(len(fitted))])
+    finished, trained, deltas = zip(*shards, strict=True)
+    masks, deltas = torch.stack(trained), torch.stack(deltas).requires_grad_()
+    own = activations(backbone, batch.hidden[:, : batch.prompt.shape[1]], batch.prompt, batch.positions)
+    other, where = beside(irrelevant)
+    memory, first = Edit(added=differences([value], [deltas])), None
+    with remembering(backbone, memory):
+        for step in range(one["steps"] + 1):
+            losses, leads = judge(backbone, batch, memory)
+            first = losses.tolist() if first is None else first
+            if step == one["steps"]:
+                break
+            apart = margins(score(own, deltas, batch.prompt), score(other, deltas, where), one)
+            (gradient,) = torch.autograd.grad((losses + apart).sum(), [deltas])
+            with torch.no_grad():
+                deltas -= one["lr"] * gradient * masks
+                deltas.clamp_(-one["bound"], one["bound"])
+    found, active = [], score(own, deltas.requires_grad_(False), batch.prompt)
+    for i, (loss, lead, begun) in enumerate(zip(losses.tolist(), leads.tolist(), first, strict=True)):
+        before, least = requests[i].start.fires if requests[i].start else None, active[i].clone()
+        least, edits = (least.minimum(before.least), before.edits + 1) if before else (least, 1)
+        side = SideMemory(backbone, (*finished[i], deltas[i].clone()), trained[i], edits, least, one["ratio"])
+        made = Edit(added=differences([value], [side.merged]), fires=side, steps=step, loss=loss, reached=lead > 0)
+        found.append(made if math.isfinite(loss) and loss <= begun * (1 + NOISE) else DIVERGED)
+    return found
+
+
+def begin(
+    value: nn.Linear, request: Request, settings: Mapping[str, Any], rng: np.random.Generator
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """What an edit goes on from: the shards that are finished, which entries [out, in] of the next are trained, and its
+    difference so far.
+    """
     before = request.start.fires if request.start else None
-    if before is None or before.edits % SHARD == 0:
-        trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)
-        delta, finished = zero_difference(value), before.shards if before else ()
-    else:
-        trained, delta, finished = before.trained, before.shards[-1].clone(), before.shards[:-1]
-    target, first, delta = request.target[0], None, delta.requires_grad_()
-    irrelevant = fitted[rng.integers(len(fitted))]
-    own = activations(backbone, request.hidden[:, : request.prompt.shape[1]], request.prompt, request.positions)
-    memory = Edit(added=differences([value], [delta]))
-    for step in range(settings["steps"] + 1):
-        loss, logits = request_loss(backbone, request, memory)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} after {step} steps")
-        first = loss.item() if first is None else first
-        if step == settings["steps"]:
-            break
-        apart = margins(score(own, delta, request.prompt)[0], score(irrelevant["inputs"], delta, irrelevant["mask"])[0], settings)
-        (gradient,) = torch.autograd.grad(loss + apart, [delta])
-        with torch.no_grad():
-            delta -= settings["lr"] * gradient * trained
-            delta.clamp_(-settings["bound"], settings["bound"])
-    if loss.item() > first:
-        raise FloatingPointError(f"the loss rose from {first} to {loss.item()} in {step} steps")
-    active = score(own, delta.requires_grad_(False), request.prompt)[0]
-    least, edits = (active.minimum(before.least), before.edits + 1) if before else (active, 1)
-    side = SideMemory(backbone, (*finished, delta), trained, edits, least, settings["ratio"])
-    reached = bool((logits.argmax(-1) == target).all())
-    return Edit(added=differences([value], [side.merged]), fires=side, steps=step, loss=loss.item(), reached=reached)
+    if before is not None and before.edits % SHARD:
+        return before.shards[:-1], before.trained, before.shards[-1]
+    trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)
+    return before.shards if before else (), trained, zero_difference(value)
+
+
+def beside(queries: Sequence[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The activations [B, P, in] and masks [B, P] of several queries, padded on the left."""
+    width = max(query["mask"].shape[1] for query in queries)
+    pads = [width - query["mask"].shape[1] for query in queries]
+    inputs = torch.cat([F.pad(query["inputs"], (0, 0, pad, 0)) for query, pad in zip(queries, pads, strict=True)])
+    return inputs, torch.cat([F.pad(query["mask"], (pad, 0)) for query, pad in zip(queries, pads, strict=True)])
