@@ -66,7 +66,7 @@ def test_an_editors_code_is_its_own_and_what_all_share(study: Path) -> None:
         return {editor for editor, one in codes(study).items() if one != before[editor]}
 
     assert len(set(before.values())) == len(before)
-    change(editing / "editors/balancedit.py", 'lr=settings["lr"]', 'lr=2 * settings["lr"]')
+    change(editing / "editors/balancedit.py", 'lr=one["lr"]', 'lr=2 * one["lr"]')
     assert changed() == {"balancedit"}
     change(editing / "editors/lora.py", "PROJECTIONS = (", "PROJECTIONS = 2 * (")
     assert changed() == {"balancedit", "lora", "serac"}
@@ -84,8 +84,8 @@ def test_prose_and_layout_are_no_code(study: Path) -> None:
     assert codes(study) == before
     change(
         study / "stages/editing/optimise.py",
-        "    for parameter in parameters:\n",
-        "    for parameter in (\n        parameters\n    ):\n",
+        "    for parent, name, part in stands:\n",
+        "    for parent, name, part in (\n        stands\n    ):\n",
     )
     assert codes(study) == before
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Stamp:
     code: str
     device: str
     checked: int = 0
-    tried: Sequence[Mapping[str, str]] = ()
+    tried: Sequence[Mapping[str, str]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path) -> "Stamp":
@@ -73,7 +73,7 @@ class Planned:
 
     def stamp(self, settings: Mapping[str, Any], tried: Sequence[Mapping[str, str]] = (), checked: int = 0) -> Stamp:
         """The stamp of what is made as planned, or of what Git keeps after a check of some edits."""
-        return Stamp(self.made_from, settings, self.code, self.kept.device if checked else self.device, checked, tried)
+        return Stamp(self.made_from, settings, self.code, self.kept.device if checked else self.device, checked, list(tried))
 
 
 def stamped(path: Path, *files: Path) -> dict[str, Any]:
@@ -118,5 +118,5 @@ def keep(name: str) -> Stamp:
     stamp, made, there = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet", KEPT / f"{name}.parquet"
     if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
         copy(made, there)
-    replace(stamp, tried=()).write(KEPT / f"{name}.json")
+    replace(stamp, tried=[]).write(KEPT / f"{name}.json")
     return stamp
