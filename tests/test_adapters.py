@@ -7,6 +7,7 @@ import torch
 import transformers as hf
 
 from stages.backbone.adapters import adapt
+from stages.backbone.adapters.base import Adapter
 from stages.backbone.tower import preprocess
 from stages.backbone.vlm import Backbone, Query
 from stages.editing import trace
@@ -90,6 +91,22 @@ def test_a_batch_agrees_with_its_rows(real: Backbone) -> None:
     together = real.head(real.prefill(real.prompts(queries)).final)
     alone = torch.cat([real.head(real.prefill(real.prompts([query])).final) for query in queries])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_about_one_picture_share_their_beginning(real: Backbone) -> None:
+    """Where attention is causal and pictures' tokens do not depend on the question; answers are those of each prompt alone."""
+    queries = [Query(question, "red") for question in ("What?", "Which one is this?", "Why?")]
+    prompts = real.prompts(queries)
+    apart = type(real.adapter).order is not Adapter.order or real.adapter.reads_question
+    assert (prompts.shared is None) == apart
+    trunk, ids = real.prefill(prompts), torch.tensor([real.answer_ids("red")[:-1]] * 3)
+    hidden, _, final = real.extend(trunk, ids)
+    for i, query in enumerate(queries):
+        alone = real.prefill(real.prompts([query]))
+        expected = real.extend(alone, ids[:1])
+        torch.testing.assert_close(trunk.hidden[i, prompts.mask[i]], alone.hidden[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(hidden[i], expected[0][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(real.head(final[i]), real.head(expected[2][0]), atol=1e-4, rtol=1e-4)
 
 
 def test_padding_on_the_right_gives_the_same(real: Backbone) -> None:

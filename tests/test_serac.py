@@ -59,7 +59,7 @@ def test_serac_learns_the_targets_it_reads(backbone, examples, states, tmp_path)
 
 def test_in_a_sequence_a_query_goes_to_the_most_similar_edit_of_the_memory(backbone, examples, tmp_path) -> None:
     """Letters decide: "Tell me!" is nearest to the two edits of "Tell me?", of which the later one answers."""
-    learnt, last = serac.fit(backbone, examples, SETTINGS["serac"], tmp_path / "fit.pt"), None
+    learnt, last = fitted(serac, backbone, examples, SETTINGS["serac"], "test", tmp_path), None
     for example, target in zip((*examples, examples[0]), ("cat", "dog", "ox"), strict=True):
         request = request_of(example.states, example.row)
         last = serac.edit(backbone, replace(request, start=last, answer=target), SETTINGS["serac"], learnt)

@@ -23,6 +23,7 @@ from stages.cost.clock import measure, middle
 from stages.editing import full_forward, tuning
 from stages.editing.cell import Cell
 from stages.editing.edits import Edit
+from stages.editing.fitting import fitted
 from stages.editing.plan import Plan
 from stages.editing.size import size_of, tensors_in
 from stages.editing.trunk import request_of
@@ -113,7 +114,7 @@ def prepare(cell: Cell, hyper: Mapping[str, Any]) -> tuple[Callable[..., Edit], 
         return cell.editor.edit, [], 0.0
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        learnt = cell.editor.fit(cell.backbone, cell.examples, {**hyper, "seed": 0}, Path(folder) / "fit.pt")
+        learnt = fitted(cell.editor, cell.backbone, cell.examples, {**hyper, "seed": 0}, "", Path(folder))
     seconds = time.perf_counter() - begin
     return partial(cell.editor.edit, fitted=learnt), tensors_in(learnt), seconds
 

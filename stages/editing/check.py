@@ -20,9 +20,15 @@ QUERY = ["edit_id", "probe"]
 BESIDE = ("steps", "loss", "fitted", "weights", "settings", "tried", "device", "made_from")  # columns that are no outcomes
 
 
-def drawn(rows: Sequence[Row], root: int, name: str) -> list[Row]:
-    """The edits of a cell that are made again."""
-    places = np.random.default_rng(derive_seed(root, "check", name)).choice(len(rows), min(EDITS, len(rows)), replace=False)
+def drawn(cell: Cell, root: int) -> list[Row]:
+    """The test edits of a cell that are made again: of all methods the same, so that the trunk reads their probes once."""
+    rows = [row for row in cell.rows if row["split"] == "test"]
+    return some(rows, derive_seed(root, "check", cell.dataset, cell.backbone_name))
+
+
+def some(rows: Sequence[Row], seed: int) -> list[Row]:
+    """A few of the edits, in their order."""
+    places = np.random.default_rng(seed).choice(len(rows), min(EDITS, len(rows)), replace=False)
     return [rows[i] for i in sorted(places)]
 
 

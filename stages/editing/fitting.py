@@ -1,7 +1,8 @@
 """Learning from the train split before any edit is made: what an editor's `fit` is given, its loop, and its cache.
 
 `fit(backbone, examples, settings, checkpoint)` returns tensors, numbers and text in dicts and lists. They are cached by the
-content of all that they were made from.
+content of all that they were made from. What is learnt in parts that know nothing of each other is cached part by part: `PARTS`
+has the settings that each depends on, and `fit` is told the `part`.
 """
 
 import copy
@@ -9,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,17 +64,26 @@ def fitted(
     editor: ModuleType, backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], made_from: str, cache: Path
 ) -> Any:
     """The editor's `fit`, from the cache where the same backbone, settings, rows and `made_from` (code, pictures) have been."""
-    text = json.dumps([backbone.fingerprint, dict(settings), made_from, [e.row for e in examples]], sort_keys=True)
-    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    checkpoint = path.with_suffix(".part.pt")
-    state = editor.fit(backbone, examples, settings, checkpoint)
-    with write_atomically(path) as temporary:
-        torch.save(state, temporary)
-    checkpoint.unlink(missing_ok=True)
-    return state
+    rows = [example.row for example in examples]
+
+    def one(fit: Callable[..., Any], some: Mapping[str, Any], part: str) -> Any:
+        text = json.dumps([backbone.fingerprint, part, dict(some), made_from, rows], sort_keys=True)
+        path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
+        if path.exists():
+            return torch.load(path, weights_only=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        checkpoint = path.with_suffix(".part.pt")
+        state = fit(backbone, examples, settings, checkpoint)
+        with write_atomically(path) as temporary:
+            torch.save(state, temporary)
+        checkpoint.unlink(missing_ok=True)
+        return state
+
+    if not hasattr(editor, "PARTS"):
+        return one(editor.fit, settings, "")
+    seed = {"seed": settings["seed"]}
+    parts = {part: {name: settings[name] for name in names} | seed for part, names in editor.PARTS.items()}
+    return {part: one(partial(editor.fit, part=part), some, part) for part, some in parts.items()}
 
 
 def learn(

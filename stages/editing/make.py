@@ -34,7 +34,7 @@ def edit(params: Params, cell: Cell, planned: Planned) -> None:
         if planned.fits(settings):
             if planned.kept.code == planned.code:
                 return kept.take(cell.name, replace(planned.kept, tried=tried))
-            some, there = check.drawn(cell.to_trace, params.seed, cell.name), pd.read_parquet(kept.KEPT / f"{cell.name}.parquet")
+            some, there = check.drawn(cell, params.seed), pd.read_parquet(kept.KEPT / f"{cell.name}.parquet")
             if not (found := check.differs(cell, settings, some, there, records)):
                 return kept.take(cell.name, planned.stamp(settings, tried, len(some)))
             print(f"[edits] {cell.name}: the code has changed and with it {found}; made anew")

@@ -12,7 +12,7 @@ from stages.backbone.vlm import Backbone
 from stages.editing import full_forward
 from stages.editing.edits import DIVERGED, Edit, together
 from stages.editing.probes import Probe, normalise
-from stages.editing.trunk import SHORT, TOP, Candidates, States, answer_hidden, by_length, columns_of, read
+from stages.editing.trunk import SHORT, TOP, Candidates, States, answer_hidden, by_length, columns_of, ranked, read
 
 Outcomes = tuple[torch.Tensor, torch.Tensor]  # argmax [N, 1 + W] and top ten [N, 1 + W, 10] of the final states
 
@@ -47,14 +47,17 @@ def outcomes(backbone: Backbone, trials: Sequence[Trial]) -> list[Outcomes | Non
     broken = set()
 
     def take(number: int, rows: torch.Tensor, final: torch.Tensor) -> None:
-        branches = trials[number].states.branches[rows, : final.shape[1] - 1]
+        one, width = trials[number], final.shape[1]
+        branches, truth = one.states.branches[rows, : width - 1], one.states.truth
+        places = [truth.places[row, truth.real[row]].tolist() for row in rows.tolist()]
         try:
-            found = read(backbone, final, columns_of(branches))
+            wanted = ranked([one.probes[row] for row in rows.tolist()], places, branches)
+            found = read(backbone, final, columns_of(branches), wanted)
         except FloatingPointError:
             broken.add(number)
             return
         for whole, part in zip(says, found, strict=True):
-            whole[number][rows, : final.shape[1]] = part
+            whole[number][rows, :width] = part
 
     behind = [number for number, one in enumerate(trials) if one.edit.within_tail(backbone)]
     for pieces in packed(backbone, trials, behind):

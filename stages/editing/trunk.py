@@ -119,7 +119,7 @@ def readings(backbone: Backbone, trunk: Trunk, probes: Sequence[Probe], target: 
     laid = [lay_out(answers) for answers in wanted]
     fed, branches = padded([ids for ids, _, _ in laid], backbone.end)[0], padded([numbers for _, numbers, _ in laid], 0)[0]
     hidden, inputs, final = extended(backbone, trunk, fed, branches)
-    argmax, best = read(backbone, final, columns_of(branches))
+    argmax, best = read(backbone, final, columns_of(branches), ranked(probes, [places[2] for _, _, places in laid], branches))
     phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
     # The authors' released code averages over the gold answer too: the target where the edit must reach, elsewhere the truth.
     gold = torch.zeros_like(branches, dtype=torch.bool)
@@ -213,19 +213,30 @@ def gathered(backbone: Backbone, found: Sequence[Reading], outcomes: int) -> Sta
     return States(hidden, mask, positions, tokens, fed, branches, phi, answers, target, same, truth, top)
 
 
-def read(backbone: Backbone, final: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmax [N, A] and top ten [N, A, 10] of the final states [N, A, D], -1 where nothing is real.
+def ranked(probes: Sequence[Probe], places: Sequence[Sequence[int]], branches: torch.Tensor) -> torch.Tensor:
+    """[N, 1 + W] bool: the columns whose top ten is asked for: those of the true answer of what must stay as it is."""
+    found = torch.zeros(len(branches), 1 + branches.shape[1], dtype=torch.bool)
+    for row, probe, columns in zip(found, probes, places, strict=True):
+        row[list(columns)] = not probe.must_change
+    return found
+
+
+def read(backbone: Backbone, final: torch.Tensor, real: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """argmax [N, A] of the final states [N, A, D], -1 where nothing is `real`, and the top ten [N, A, 10] where they are
+    `wanted`, else -1.
 
     Raises FloatingPointError when a logit is not finite.
     """
-    found, best = [], torch.full((*real.shape, TOP), -1)
-    for states in final[real.to(final.device)].split(READ):
+    argmax, best = torch.full(real.shape, -1), torch.full((*real.shape, TOP), -1)
+    said, tops, asked = [], [], wanted[real]
+    for states, some in zip(final[real.to(final.device)].split(READ), asked.split(READ), strict=True):
         logits = backbone.head(states)
         if not torch.isfinite(logits.sum()):
             raise FloatingPointError("the model's logits are not finite")
-        found.append(logits.topk(TOP).indices.cpu())
-    best[real] = torch.cat(found)
-    return best[..., 0].clone(), best
+        said.append(logits.argmax(-1).cpu())
+        tops.append(logits[some.to(logits.device)].topk(TOP).indices.cpu())
+    argmax[real], best[real & wanted] = torch.cat(said), torch.cat(tops)
+    return argmax, best
 
 
 def answer_hidden(states: States, candidates: Candidates, rows: Sequence[int]) -> torch.Tensor:

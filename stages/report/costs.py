@@ -52,6 +52,24 @@ def routed(table: pd.DataFrame) -> Table:
     return Table(["Dataset", "Backbone", "Method", "Entries", *(ROUTED[cost] for cost in shown)], rows, caption, labels=3)
 
 
+def compared(table: pd.DataFrame) -> Table:
+    """Seconds of each workload in two versions of the study, in turns on one machine, and their ratio."""
+    rows = [
+        [
+            TableCell(row.case),
+            *(TableCell(f"{value:.3g}") for value in (row.before_s, row.after_s, row.ratio)),
+            TableCell(f"{row.n}"),
+        ]
+        for row in need(table, "throughput").itertuples()
+    ]
+    caption = (
+        "Speed before and after edits were made side by side: medians of seconds, in turns on one machine. An edit: made and "
+        "traced, with all its probes or with the few that settings are tried on, behind what the trunk says. trunk: what it says "
+        "of one edit's probes. fit: one step of a training. pair-from-nothing: computed from these for one dataset and backbone."
+    )
+    return Table(["Workload", "Before (s)", "After (s)", "Times faster", "n"], rows, caption, labels=1)
+
+
 def _middle(found: pd.DataFrame, cost: str) -> TableCell:
     """Median, and the quartiles where they differ; bytes whole."""
     if cost not in found.index:

@@ -109,7 +109,7 @@ REPORTS = {
     ),
     "cost": Report(
         "Costs", "Preparation, seconds and bytes an edit, and what a query pays for routing, on one machine.",
-        (), ("cost", "routing"),
+        (), ("cost", "routing", "throughput"),
     ),
     "claims": Report(
         "Claims", "What the paper claims, what was measured, and whether the claim holds here.", (), ("claims",),

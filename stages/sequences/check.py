@@ -28,7 +28,7 @@ def differs(cell: Cell, hyper: Mapping[str, Any], settings: Settings, kept: Tabl
     """In words, the first difference between a cell's tables and what is made again; "" where there is none."""
     make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
     made = [row for row in cell.rows if row["split"] != HELD_OUT]
-    some = check.drawn(made, root, f"sequence-{cell.name}")
+    some = check.some(made, derive_seed(root, "check", cell.dataset, cell.backbone_name))
     edits = cell.made(make, hyper, some, cell.seeds[0])
     again = [one for rows in cell.traced(some, cell.seeds[0], edits, shared) for one in rows]
     found = check.difference(kept["trace"], pd.DataFrame(again))
@@ -60,7 +60,7 @@ def rolled_out(
     """The first difference in what is left of two edits at the first order's first point after several."""
     at = next((point for point in points(settings, len(made)) if point > 1), 1)
     ((_, last),) = sequence(cell, make, hyper, made[:at], [at])
-    tested = [ProbeSet.of(cell, row) for row in check.drawn(made[:at], root, f"rollout-{cell.name}")]
+    tested = [ProbeSet.of(cell, row) for row in check.some(made[:at], derive_seed(root, "check", "rollout"))]
     again = pd.DataFrame(outcomes(cell, last, tested))
     found = check.difference(kept[(kept["order"] == 0) & (kept["made"] == at)], again)
     return found and f"{found}, after {at} edits"

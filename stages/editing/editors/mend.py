@@ -32,6 +32,7 @@ from stages.sections import count, entry, number
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
 MLP = ("up_proj", "down_proj", "fc1", "fc2")
+HELD = 2**30  # bytes of gradients that are kept in memory while the network learns
 HELD_OUT = 0.2  # share of the train edits that only choose among the weights of a training, the last ones
 
 
@@ -154,19 +155,29 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
     learnt = len(examples) - int(HELD_OUT * len(examples))
     mend = Mend(maps, settings).to(backbone.model.device)
 
-    def factors_in(example: Example) -> list[torch.Tensor]:
-        return factors_of(backbone, [request_of(example.states, example.row)], maps)[0][0]
+    held: dict[int, list[torch.Tensor]] = {}  # the unedited model's gradients do not change while the network learns
+
+    def factors_in(number: int) -> list[torch.Tensor]:
+        if number in held:
+            return held[number]
+        example = examples[number]
+        found = factors_of(backbone, [request_of(example.states, example.row)], maps)[0][0]
+        if len(examples) * sum(part.numel() * part.element_size() for part in found) <= HELD:
+            held[number] = found
+        return found
 
     def loss_of(step: int) -> torch.Tensor:
         epoch, place = divmod(step, learnt)
-        example = examples[np.random.default_rng([seed, epoch]).permutation(learnt)[place]]
-        mend.watch(factors := factors_in(example))
-        return outer_loss(backbone, example, Edit(added=mend(maps, factors)), settings, np.random.default_rng([seed, step, 1]))
+        number = int(np.random.default_rng([seed, epoch]).permutation(learnt)[place])
+        mend.watch(factors := factors_in(number))
+        return outer_loss(
+            backbone, examples[number], Edit(added=mend(maps, factors)), settings, np.random.default_rng([seed, step, 1])
+        )
 
     def held_out() -> float:
         losses = []
         for place, example in enumerate(examples[learnt:]):
-            factors = factors_in(example)
+            factors = factors_in(learnt + place)
             with torch.no_grad():
                 edit, rng = Edit(added=mend(maps, factors)), np.random.default_rng([seed, place, 2])
                 losses.append(outer_loss(backbone, example, edit, settings, rng).item())

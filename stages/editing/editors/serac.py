@@ -35,6 +35,7 @@ from stages.sections import count, entry, number
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
 MEMORY_BASED = True  # in a sequence all edits are kept
+PARTS = {"scope": ("scope_lr", "scope_steps"), "counterfactual": ("lr", "steps", "rank", "scale")}  # learnt apart
 OUTSIDE = ("other_question", "unrelated", "text_only")  # kinds whose question is another than the edit's
 SAME = 1e-5  # two embeddings of one question may differ by so much, with what is embedded beside them
 ROWS = 3  # queries in scope a step of training
@@ -66,12 +67,13 @@ class Memory:
         return self.edits[int((similar > similar.max() - SAME).nonzero()[-1])]
 
 
-def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The classifier's factor [] and the counterfactual model's updates, A and B of each map in turn."""
-    return {
-        "scope": fit_scope(examples, settings),
-        "counterfactual": fit_counterfactual(backbone, examples, settings, checkpoint),
-    }
+def fit(
+    backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path, part: str
+) -> torch.Tensor | list[torch.Tensor]:
+    """One of the `PARTS`: the classifier's factor [], or the counterfactual model's updates, A and B of each map in turn."""
+    if part == "scope":
+        return fit_scope(examples, settings)
+    return fit_counterfactual(backbone, examples, settings, checkpoint)
 
 
 def fit_scope(examples: Sequence[Example], settings: Mapping[str, Any]) -> torch.Tensor:
