@@ -160,7 +160,11 @@ def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch:
     assert table["accuracy"].between(0, 1).all() and (table["n"] == 2).all()
     measure(few, "real")
     assert "15 accuracies as Git has them in reports/backbones/real.csv" in capsys.readouterr().out
+    monkeypatch.setattr("stages.backbone.__main__.code.digest", lambda *_: "changed")
     monkeypatch.setattr("stages.backbone.__main__.accuracies", lambda *_: pytest.fail("measured again"))
+    measure(few, "real")
+    assert "checked on one artist's pictures by the code of now" in capsys.readouterr().out
+    assert json.loads((tmp_path / "reports/backbones/real.json").read_text())["code"] == "changed"
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         measure(replace(few, seed=1), "real")
 

@@ -14,6 +14,7 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ WEIGHTS = Path("stages/backbone/weights")
 TOWER_WEIGHTS = WEIGHTS / "tower.safetensors"
 TOWER_SEED = "sight"  # the name that the seed comes from: the weights in Git were made under it
 CACHE = Path("data/.cache/training")
+VENDORS = (*views.SEEN_VENDORS, *views.HELD_OUT_VENDORS)
+CHECKED = VENDORS[-1:]  # whose pictures tell whether changed code measures the same
 
 
 def family(params: Params, training: str) -> ModuleType:
@@ -164,14 +167,21 @@ def assemble(params: Params, name: str) -> None:
 
 
 def measure(params: Params, name: str) -> None:
-    """Measure what an assembled backbone sees and knows, where Git does not have it, and write its card."""
+    """Measure what an assembled backbone sees and knows, where Git does not have it, and write its card. What other code measured
+    of the same stays if it measures the same on one artist's pictures.
+    """
     settings, folder, report = params.backbone(name), Path("data/backbones") / name, Path("reports/backbones") / f"{name}.csv"
     facts, stamp, beside = knowledge.load(), stamp_of(params, name, folder), report.with_suffix(".json")
-    new = not (report.exists() and beside.exists() and json.loads(beside.read_text()) == stamp)
-    if new:
+    there = json.loads(beside.read_text()) if report.exists() and beside.exists() else {}
+    stands, backbone = there == stamp, None
+    if not stands:
         backbone = Backbone.open(folder, settings.layer)
-        with write_atomically(report) as temporary:
-            accuracies(params, name, backbone, facts).to_csv(temporary, index=False, lineterminator="\n")
+        if there.get("made_from") == stamp["made_from"]:
+            again = pictured(params, name, backbone, facts, CHECKED)
+            stands = again.merge(pd.read_csv(report)).shape == again.shape
+        if not stands:
+            with write_atomically(report) as temporary:
+                accuracies(params, name, backbone, facts).to_csv(temporary, index=False, lineterminator="\n")
         with write_atomically(beside) as temporary:
             temporary.write_text(json.dumps(stamp, indent=2) + "\n")
     table, text = pd.read_csv(report), None
@@ -179,12 +189,13 @@ def measure(params: Params, name: str) -> None:
         known = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
         what = (family(params, settings.training).__doc__ or "").split("\n")[0]
         text = card(name, what, params.vision_tower, trainings(params, settings.training), len(facts.concepts), known, table)
-    elif new:
+    elif not stands:
         text = checkpoint_card(name, pointers.read(folder), backbone.layer, backbone.adapter.template, table)
     if text is not None:
         with write_atomically(report.with_suffix(".md")) as temporary:
             temporary.write_text(text)
-    print(f"[backbone] {name}: {len(table)} accuracies {'->' if new else 'as Git has them in'} {report}")
+    checked = ", checked on one artist's pictures by the code of now" if stands and backbone else ""
+    print(f"[backbone] {name}: {len(table)} accuracies {'as Git has them in' if stands else '->'} {report}{checked}")
 
 
 def stamp_of(params: Params, name: str, folder: Path) -> dict[str, str]:
@@ -208,8 +219,15 @@ def accuracies(params: Params, name: str, backbone: Backbone, facts: knowledge.K
         model, tokenizer = family(params, settings.training).build(ASSETS)
         untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
         rows.append(text_row(untrained, f"{name}, untrained", *asked))
-    rows.append(accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed))
-    return pd.concat([*rows, text_row(backbone, name, *asked)])
+    return pd.concat([*rows, pictured(params, name, backbone, facts), text_row(backbone, name, *asked)])
+
+
+def pictured(
+    params: Params, name: str, backbone: Backbone, facts: knowledge.Knowledge, vendors: Sequence[str] = VENDORS
+) -> pd.DataFrame:
+    """What a backbone sees and knows of some artists' pictures."""
+    seed = derive_seed(params.seed, "evaluate", name)
+    return accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed, vendors)
 
 
 def main() -> None:
