@@ -46,7 +46,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = r"(?m)^  # (FT-L|FT-V|LoRA|IKE|MEND|SERAC|WISE|GRACE):.*\n  \w+:\n(    .*\n)+"
     params, found = re.subn(others, "", params)
     assert found == 8
-    second = r"(?m)^  # (It goes on from|The same behind) .*\n  blip2-smollm2:\n(    .*\n)+"  # its training, and its parts
+    second = r"(?m)^  # (It starts from|The same behind) .*\n  blip2-smollm2:\n(    .*\n)+"  # its training, and its parts
     params, found = re.subn(second, "", params)
     assert found == 2
     params = params.replace("- blip2-smollm2\n", "").replace("  s1: 1\n  s2: 2\n", "")
@@ -105,7 +105,7 @@ def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
     assert ran <= {
         "metrics",
         "ablations",
-        "sequences",
+        "retention",
         "claims",
         *(f"report-{n}" for n in ("metrics", "samples", "edits", "ablations", "sequences", "claims", "index")),
     }
