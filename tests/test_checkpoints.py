@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from stages.backbone import checkpoints, minigpt4, pointer
-from stages.backbone.__main__ import assemble
+from stages.backbone.__main__ import assemble, measure
 from stages.backbone.vlm import Backbone, Query
 from stages.params import UserError, load
 from stages.settings import Accuracy, Checkpoint
@@ -144,19 +144,29 @@ def test_a_hub_model_is_pinned_to_its_commit(saved: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(not (ROOT / "data/assets/emoji").exists(), reason="the pictures of data/assets are not here")
-def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     params = load()
     few = replace(params, accuracy=Accuracy(2, 2), backbones={"real": settings(saved)})
     (tmp_path / "data").mkdir()
     (tmp_path / "data/assets").symlink_to((ROOT / "data/assets").resolve())
     monkeypatch.chdir(tmp_path)
     assemble(few, "real")
+    measure(few, "real")
     table = pd.read_csv(tmp_path / "reports/backbones/real.csv")
     assert (tmp_path / "data/backbones/real/checkpoint.json").exists()
     card = (tmp_path / "reports/backbones/real.md").read_text()
     assert str(saved) in card and "decoder layer 3" in card and "| real | naming | seen artists |" in card
     assert set(table["task"]) == {"naming", "facts", "text_only"} and len(table) == 15
     assert table["accuracy"].between(0, 1).all() and (table["n"] == 2).all()
+    measure(few, "real")
+    assert "15 accuracies as Git has them in reports/backbones/real.csv" in capsys.readouterr().out
+    monkeypatch.setattr("stages.backbone.__main__.code.digest", lambda *_: "changed")
+    monkeypatch.setattr("stages.backbone.__main__.accuracies", lambda *_: pytest.fail("measured again"))
+    measure(few, "real")
+    assert "checked on one artist's pictures by the code of now" in capsys.readouterr().out
+    assert json.loads((tmp_path / "reports/backbones/real.json").read_text())["code"] == "changed"
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        measure(replace(few, seed=1), "real")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tests.rows import ROW, SAMPLES
 
 ROOT = Path(__file__).parent.parent
 EDITORS = sorted(path.stem for path in (ROOT / "stages/editing/editors").glob("*.py") if path.stem != "__init__")
+TEST = cells.DEV | {"split": "test"}
 HEAVY = ("torch", "transformers", "pandas")
 
 
@@ -49,7 +50,7 @@ def told(study: Path, script: str) -> str:
 
 
 def codes(study: Path) -> dict[str, str]:
-    script = f"import json\nfrom stages.editing import code\nprint(json.dumps({{e: code.of_editor(e) for e in {EDITORS}}}))"
+    script = f"import json\nfrom stages import code\nprint(json.dumps({{e: code.of_editor(e) for e in {EDITORS}}}))"
     return json.loads(told(study, script))
 
 
@@ -206,7 +207,7 @@ def cell(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A BalancEdit's cell of one edit, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     made = cells.make(backbone, cells.method("balancedit", lr=1e-2, steps=50, margin=0.1))
-    return replace(made, samples=[sample | {"edit_id": cells.DEV["edit_id"]} for sample in SAMPLES])
+    return replace(made, rows=[TEST], samples=[sample | {"edit_id": TEST["edit_id"]} for sample in SAMPLES])
 
 
 def plan(cell: Cell, **changed: object) -> Planned:
@@ -233,7 +234,7 @@ def whole(cell: Cell) -> bytes:
 def test_a_trace_stands_while_all_that_decides_it_is_the_same(cell: Cell, whole: bytes, capsys) -> None:
     assert plan(cell).stands
     for other in (
-        replace(cell, rows=[cells.DEV | {"target": "cat"}]),
+        replace(cell, rows=[TEST | {"target": "cat"}]),
         replace(cell, seeds=[1]),
         replace(cell, fingerprint="other"),
         replace(cell, samples=[cell.samples[0] | {"question": "Else?"}, *cell.samples[1:]]),

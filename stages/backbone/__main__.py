@@ -3,7 +3,10 @@ real checkpoint.
 
 python -m stages.backbone tower                     # stages/backbone/weights/tower.safetensors (half an hour on two cores)
 python -m stages.backbone train llava-smollm2       # stages/backbone/weights/<training>.safetensors (an hour each)
-python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/ and reports/backbones/<name>.csv
+python -m stages.backbone assemble llava-smollm2    # data/backbones/<name>/
+python -m stages.backbone measure llava-smollm2     # reports/backbones/<name>.csv and .md: what it sees and knows
+
+What stands in reports/backbones is not measured again where it was measured of the same by the same code.
 """
 
 import hashlib
@@ -12,6 +15,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +23,10 @@ from types import ModuleType
 import pandas as pd
 import torch
 
+from stages import code
 from stages.assets import knowledge
 from stages.backbone import corpus, start, train, views, vision_tower
+from stages.backbone import pointer as pointers
 from stages.backbone.adapters import adapt
 from stages.backbone.card import card, checkpoint_card
 from stages.backbone.checkpoints import PROMPT as PROMPT_FILE
@@ -30,13 +36,15 @@ from stages.backbone.parts import PROMPT, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 from stages.backbone.vlm import Backbone
 from stages.params import Params, UserError, derive_seed, load, run, write_atomically
-from stages.settings import TOWER, Checkpoint, Train
+from stages.settings import TOWER, Checkpoint, Embedded, Train
 
 ASSETS = Path("data/assets")
 WEIGHTS = Path("stages/backbone/weights")
 TOWER_WEIGHTS = WEIGHTS / "tower.safetensors"
 TOWER_SEED = "sight"  # the name that the seed comes from: the weights in Git were made under it
 CACHE = Path("data/.cache/training")
+VENDORS = (*views.SEEN_VENDORS, *views.HELD_OUT_VENDORS)
+CHECKED = VENDORS[-1:]  # whose pictures tell whether changed code measures the same
 
 
 def family(params: Params, training: str) -> ModuleType:
@@ -134,59 +142,98 @@ def checkpoint_path(params: Params, name: str) -> Path:
 
 
 def assemble(params: Params, name: str) -> None:
-    """Leave in data/backbones/<name> what `Backbone.open` opens, measure what it sees and knows, and write its card."""
-    settings, facts, folder = params.backbone(name), knowledge.load(), Path("data/backbones") / name
-    seed = derive_seed(params.seed, "evaluate", name)
-    asked = corpus.text_sample(ASSETS, params.accuracy.texts_evaluated, seed)
-    real = isinstance(settings, Checkpoint)
-    if real:
+    """Leave in data/backbones/<name> what `Backbone.open` opens: trained weights put into the parts, saved as Hugging Face reads
+    them, or the pointer to a real checkpoint.
+    """
+    settings, folder = params.backbone(name), Path("data/backbones") / name
+    if isinstance(settings, Checkpoint):
         shutil.rmtree(folder, ignore_errors=True)
-        pointer = point(settings, folder)
-    rows = [] if real else [build(params, name, folder, asked)]
-    backbone = Backbone.open(folder, settings.layer)
-    rows.append(accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed))
-    table = pd.concat([*rows, text_row(backbone, name, *asked)])
-    report = Path("reports/backbones") / f"{name}.csv"
-    report.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(report, index=False, lineterminator="\n")
-    if real:
-        text = checkpoint_card(name, pointer, backbone.layer, backbone.adapter.template, table)
+        point(settings, folder)
     else:
+        trained, parts = weights(settings.training), family(params, settings.training)
+        model, tokenizer = parts.build(ASSETS)
+        vision_tower.apply(parts.tower(model), TOWER_WEIGHTS)
+        model = train.apply_weights(model, trained)
+        unfinished = folder.with_name(f"{name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.to(torch.bfloat16).save_pretrained(unfinished)
+        tokenizer.init_kwargs.pop("local_files_only", None)  # whether the hub was asked is no part of a tokenizer
+        tokenizer.save_pretrained(unfinished)
+        (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    made_from = settings.checkpoint if isinstance(settings, Checkpoint) else weights(settings.training)
+    print(f"[backbone] {made_from} -> {folder}")
+
+
+def measure(params: Params, name: str) -> None:
+    """Measure what an assembled backbone sees and knows, where Git does not have it, and write its card. What other code measured
+    of the same stays if it measures the same on one artist's pictures.
+    """
+    settings, folder, report = params.backbone(name), Path("data/backbones") / name, Path("reports/backbones") / f"{name}.csv"
+    facts, stamp, beside = knowledge.load(), stamp_of(params, name, folder), report.with_suffix(".json")
+    there = json.loads(beside.read_text()) if report.exists() and beside.exists() else {}
+    stands, backbone = there == stamp, None
+    if not stands:
+        backbone = Backbone.open(folder, settings.layer)
+        if there.get("made_from") == stamp["made_from"]:
+            again = pictured(params, name, backbone, facts, CHECKED)
+            stands = again.merge(pd.read_csv(report)).shape == again.shape
+        if not stands:
+            with write_atomically(report) as temporary:
+                accuracies(params, name, backbone, facts).to_csv(temporary, index=False, lineterminator="\n")
+        with write_atomically(beside) as temporary:
+            temporary.write_text(json.dumps(stamp, indent=2) + "\n")
+    table, text = pd.read_csv(report), None
+    if isinstance(settings, Embedded):
         known = sum(len(relation.facts) for relation in facts.relations.values() if relation.relation != "name")
         what = (family(params, settings.training).__doc__ or "").split("\n")[0]
         text = card(name, what, params.vision_tower, trainings(params, settings.training), len(facts.concepts), known, table)
-    with write_atomically(report.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
-    made_from = settings.checkpoint if real else weights(settings.training)
-    print(f"[backbone] {made_from} -> {folder}; {len(table)} accuracies -> {report}")
+    elif not stands:
+        text = checkpoint_card(name, pointers.read(folder), backbone.layer, backbone.adapter.template, table)
+    if text is not None:
+        with write_atomically(report.with_suffix(".md")) as temporary:
+            temporary.write_text(text)
+    checked = ", checked on one artist's pictures by the code of now" if stands and backbone else ""
+    print(f"[backbone] {name}: {len(table)} accuracies {'as Git has them in' if stands else '->'} {report}{checked}")
 
 
-def build(params: Params, name: str, folder: Path, asked: tuple[Sequence[str], Sequence[Sequence[str]]]) -> pd.DataFrame:
-    """Put the trained weights into the parts and save them as Hugging Face reads them; what the untrained model knows of the
-    questions `asked`, as a row of the accuracies.
-    """
-    settings = params.backbone(name)
-    trained, parts = weights(settings.training), family(params, settings.training)
-    model, tokenizer = parts.build(ASSETS)
-    untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
-    row = text_row(untrained, f"{name}, untrained", *asked)
-    vision_tower.apply(parts.tower(model), TOWER_WEIGHTS)
-    model = train.apply_weights(model, trained)
-    unfinished = folder.with_name(f"{name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(unfinished)
-    tokenizer.init_kwargs.pop("local_files_only", None)  # whether the hub was asked is no part of a tokenizer
-    tokenizer.save_pretrained(unfinished)
-    (unfinished / PROMPT_FILE).write_text(json.dumps(PROMPT, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
-    return row
+def stamp_of(params: Params, name: str, folder: Path) -> dict[str, str]:
+    """What the accuracies of a backbone are measured of, and by which code."""
+    settings, digest = params.backbone(name), hashlib.sha256()
+    asked = [pointers.fingerprint(folder, settings.layer), asdict(params.accuracy), derive_seed(params.seed, "evaluate", name)]
+    digest.update(json.dumps(asked).encode())
+    for path in sorted(path for place in (ASSETS, Path(knowledge.__file__).parent / "knowledge") for path in place.rglob("*.*")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
+    modules = ["stages.backbone.corpus", "stages.backbone.evaluate"]
+    modules += [family(params, settings.training).__name__] if isinstance(settings, Embedded) else []
+    return {"made_from": digest.hexdigest()[:16], "code": code.digest(*modules)}
+
+
+def accuracies(params: Params, name: str, backbone: Backbone, facts: knowledge.Knowledge) -> pd.DataFrame:
+    """What a backbone sees and knows; of an embedded one, first what the untrained model knows."""
+    settings, seed = params.backbone(name), derive_seed(params.seed, "evaluate", name)
+    asked, rows = corpus.text_sample(ASSETS, params.accuracy.texts_evaluated, seed), []
+    if isinstance(settings, Embedded):
+        model, tokenizer = family(params, settings.training).build(ASSETS)
+        untrained = Backbone(model, tokenizer, settings.layer, "untrained", adapt(model, tokenizer, prompt=PROMPT))
+        rows.append(text_row(untrained, f"{name}, untrained", *asked))
+    return pd.concat([*rows, pictured(params, name, backbone, facts), text_row(backbone, name, *asked)])
+
+
+def pictured(
+    params: Params, name: str, backbone: Backbone, facts: knowledge.Knowledge, vendors: Sequence[str] = VENDORS
+) -> pd.DataFrame:
+    """What a backbone sees and knows of some artists' pictures."""
+    seed = derive_seed(params.seed, "evaluate", name)
+    return accuracy_table(backbone, name, facts, ASSETS / "emoji", params.accuracy.evaluated, seed, vendors)
 
 
 def main() -> None:
-    actions = {"train": train_backbone, "assemble": assemble}
+    actions = {"train": train_backbone, "assemble": assemble, "measure": measure}
     if sys.argv[1:] != ["tower"] and (len(sys.argv) != 3 or sys.argv[1] not in actions):
-        allowed = "tower | train, then a training's name | assemble, then a backbone's"
+        allowed = "tower | train, then a training's name | assemble or measure, then a backbone's"
         raise UserError(f"arguments: {' '.join(sys.argv[1:])!r}; allowed: {allowed}")
     params = load()
     torch.set_num_threads(params.threads)

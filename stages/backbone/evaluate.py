@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from stages.assets.knowledge import Knowledge
-from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS, read_image
+from stages.backbone.views import SEEN_VENDORS, read_image
 from stages.backbone.vlm import Backbone, Query
 
 
@@ -39,9 +39,17 @@ def knows(backbone: Backbone, questions: Sequence[str], answers: Sequence[Sequen
     return np.array(right)
 
 
-def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: Path, sample: int, seed: int) -> pd.DataFrame:
-    """Accuracy on `sample` names and `sample` facts an artist, the same for every artist; each relation's own question
-    is asked.
+def accuracy_table(
+    backbone: Backbone,
+    name: str,
+    knowledge: Knowledge,
+    emoji: Path,
+    sample: int,
+    seed: int,
+    vendors: Sequence[str],
+) -> pd.DataFrame:
+    """Accuracy on `sample` names and `sample` facts an artist of `vendors`, the same for every artist; each relation's own
+    question is asked.
     """
     concepts = {c.concept: c for c in knowledge.concepts}
     asked = {"naming": [], "facts": []}
@@ -52,7 +60,7 @@ def accuracy_table(backbone: Backbone, name: str, knowledge: Knowledge, emoji: P
     for task, items in asked.items():
         chosen = np.random.default_rng(seed).permutation(len(items))[:sample]
         items = [items[i] for i in chosen]
-        for vendor in tqdm((*SEEN_VENDORS, *HELD_OUT_VENDORS), desc=f"{name}: {task}"):
+        for vendor in tqdm(vendors, desc=f"{name}: {task}"):
             ids = {c: f"{vendor}/{concepts[c].code_point}" for c, _, _ in items}
             backbone.add_pictures({i: read_image(emoji, vendor, concepts[c].code_point) for c, i in ids.items()})
             right = answers_exactly(backbone, [Query(q, ids[c]) for c, q, _ in items], [a for _, _, a in items])

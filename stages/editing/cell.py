@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from stages import code
 from stages.backbone.vlm import Backbone
-from stages.editing import code
 from stages.editing.editors import module_of
 from stages.editing.edits import DIVERGED, Edit, Request, attempt
 from stages.editing.fitting import Example, fitted, training_probes

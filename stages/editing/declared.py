@@ -3,7 +3,7 @@
 import ast
 from types import ModuleType
 
-from stages.editing import code
+from stages import code
 
 CHEAP = ("dataclasses", "stages.sections")  # what a `Settings` is made of
 

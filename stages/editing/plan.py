@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from stages import code
 from stages.backbone import pointer
-from stages.editing import code
 from stages.editing.declared import declared
 from stages.okedit.schema import decode, made, of_split, read_edits, read_images, read_table, shown
 from stages.params import Params, UserError

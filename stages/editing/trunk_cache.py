@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from stages import code
 from stages.backbone.vlm import Backbone
-from stages.editing import code
 from stages.editing.probes import Probe
 from stages.editing.trunk import Candidates, States, run_trunk
 from stages.params import write_atomically

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.editing import code
+from stages import code
 from stages.editing.cell import Cell
 from stages.params import derive_seed
 from stages.sequences.interference import each

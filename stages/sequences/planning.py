@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from stages.editing import code
+from stages import code
 from stages.editing import kept as traces
 from stages.editing.declared import declared
 from stages.editing.kept import Planned, Stamp

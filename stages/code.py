@@ -1,4 +1,4 @@
-"""What of the code decides what an edit does, as a digest: docstrings, comments and layout are no part of it.
+"""What of the code decides a result, as a digest: docstrings, comments and layout are no part of it.
 
 A module's closure is all that it imports of the study, and what these import, read from the source without running any. An
 editor's code is the closure of what makes and traces edits and of its own module, so that another editor changes nothing.
@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 EDITORS, ADAPTERS = "stages.editing.editors", "stages.backbone.adapters"  # folders whose modules are found by name
 MAKERS = ("stages.editing.cell",)  # what makes and traces edits begins here
 # What reads, checks and keeps: the values that come of it enter another digest (`stages.editing.plan`).
 ASIDE = (
-    "stages.params", "stages.sections", "stages.settings", "stages.okedit.schema", "stages.editing.code", "stages.editing.plan",
+    "stages.code", "stages.params", "stages.sections", "stages.settings", "stages.okedit.schema", "stages.editing.plan",
     "stages.editing.resume",
 )  # fmt: skip
 
