@@ -19,10 +19,10 @@ import torch
 
 from stages.editing.cell import Cell
 from stages.editing.plan import Plan
-from stages.metrics.files import write_csv
-from stages.params import Params, UserError, load, run
+from stages.params import Params, UserError, load, run, write_atomically
 
 REPORT = Path("reports/batches.csv")
+COLUMNS = ["dataset", "backbone", "device", "method", "batch", "edits_per_second", "n"]
 SIZES, METHODS, ROUNDS = (1, 8, 32, 128), ("balancedit", "ft"), 3
 SETTINGS = {"balancedit": {"lr": 3e-3, "margin": 10.0}, "ft": {"lr": 1e-4, "loss": 1e-3}}  # many steps an edit
 
@@ -36,7 +36,8 @@ def main() -> None:
     sizes = [int(word) for word in more[0].split(",")] if more else SIZES
     rows = [row for method in more[1:] or METHODS for row in measured(params, place, method, sizes)]
     table = pd.DataFrame(rows).assign(dataset=place[0], backbone=place[1], device=params.device)
-    write_csv(REPORT, table[["dataset", "backbone", "device", "method", "batch", "edits_per_second", "n"]])
+    with write_atomically(REPORT) as temporary:
+        table[COLUMNS].to_csv(temporary, index=False, float_format="%.4g", lineterminator="\n")
     print(table.to_string(index=False))
     print(f"[cost] {len(table)} rows -> {REPORT}")
 

@@ -44,7 +44,7 @@ def chosen_beside(cell: Cell) -> Mapping[str, Any]:
 
 def tried(cell: Cell, records: Records) -> pd.DataFrame:
     """Every setting of the grid with its scores on dev edits, of the first seed and on a few probes of each kind. The chosen one
-    has the highest HM; of equals the one that takes the fewest steps an edit, then the highest mean of HM's parts, then the first.
+    has the highest HM; of equals the fewest steps an edit, then the highest mean of the parts of HM, then the first place.
     """
     dev = of_split(cell.rows, "dev")
     router = "oracle" if cell.method.router == "codebook" else cell.method.router
