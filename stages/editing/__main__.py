@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from itertools import product
 
-from stages.editing import kept
-from stages.editing.kept import Planned
+from stages.editing import trace_cache
+from stages.editing.trace_cache import Planned
 from stages.params import Params, UserError, load, run
 
 DOES = ("plan", "planned", "tune", "keep")
@@ -42,15 +42,15 @@ def main() -> None:
 def cell(params: Params, names: Sequence[str]) -> None:
     """A cell's trace as it is planned, taken from Git where it stands there."""
     name = "-".join(names)
-    planned = Planned.read(kept.PLANS / f"{name}.json")
+    planned = Planned.read(trace_cache.PLANS / f"{name}.json")
     if planned.stands:
-        kept.take(name, planned.kept)
+        trace_cache.take(name, planned.kept)
         return
     from stages.editing import make, planning  # only who makes edits waits for the model libraries
 
     plan, now = planning.plan(params, *names)
     if now != planned:
-        raise UserError(f"{kept.PLANS / name}.json is out of date; run the `plan_edits` stage first")
+        raise UserError(f"{trace_cache.PLANS / name}.json is out of date; run the `plan_edits` stage first")
     make.make(params, plan, planned)
 
 
@@ -77,12 +77,12 @@ def keep(cells: Sequence[Sequence[str]]) -> None:
 
     lines = choices.read()
     for names in cells:
-        stamp, planned = kept.keep("-".join(names)), Planned.read(kept.PLANS / f"{'-'.join(names)}.json")
+        stamp, planned = trace_cache.keep("-".join(names)), Planned.read(trace_cache.PLANS / f"{'-'.join(names)}.json")
         stand = planned.chosen_by is not None and planned.settings == stamp.settings
         tried = stamp.tried or [line | {"code": stamp.code} for line in lines if stand and choices.cell_of(line) == tuple(names)]
         if tried:
             choices.keep(tried)
-    print(f"[edits] {len(cells)} traces -> {kept.KEPT}")
+    print(f"[edits] {len(cells)} traces -> {trace_cache.KEPT}")
 
 
 if __name__ == "__main__":

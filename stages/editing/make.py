@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 
 from stages.backbone.vlm import Backbone
-from stages.editing import check, choices, kept, tuning
+from stages.editing import check, choices, trace_cache, tuning
 from stages.editing.cell import Cell
-from stages.editing.kept import Planned
 from stages.editing.plan import Plan, label
 from stages.editing.resume import Records
+from stages.editing.trace_cache import Planned
 from stages.okedit.schema import write_table
 from stages.params import Params
 
@@ -33,19 +33,20 @@ def edit(params: Params, cell: Cell, planned: Planned) -> None:
         settings, tried = (planned.settings, []) if known else tuning.chosen(cell, records)
         if planned.fits(settings):
             if planned.kept.code == planned.code:
-                return kept.take(cell.name, replace(planned.kept, tried=tried))
-            some, there = check.drawn(cell, params.seed), pd.read_parquet(kept.KEPT / f"{cell.name}.parquet")
+                return trace_cache.take(cell.name, replace(planned.kept, tried=tried))
+            some, there = check.drawn(cell, params.seed), pd.read_parquet(trace_cache.KEPT / f"{cell.name}.parquet")
             if not (found := check.differs(cell, settings, some, there, records)):
-                return kept.take(cell.name, planned.stamp(settings, tried, len(some)))
+                return trace_cache.take(cell.name, planned.stamp(settings, tried, len(some)))
             print(f"[edits] {cell.name}: the code has changed and with it {found}; made anew")
             if known:
                 settings, tried = tuning.chosen(cell, records)
         whole = traced(cell, settings, records)
-        write_table(kept.MADE / f"{cell.name}.parquet", whole)
-        planned.stamp(settings, tried).write(kept.STAMPS / f"{cell.name}.json")
+        write_table(trace_cache.MADE / f"{cell.name}.parquet", whole)
+        planned.stamp(settings, tried).write(trace_cache.STAMPS / f"{cell.name}.json")
     diverged = {(r["seed"], r["edit_id"]) for r in whole if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
-    print(f"[edits] {cell.name}: {len(cell.to_trace)} edits x {len(cell.seeds)} seeds{failed}, {len(whole)} rows -> {kept.MADE}")
+    size = f"{len(cell.to_trace)} edits x {len(cell.seeds)} seeds{failed}, {len(whole)} rows"
+    print(f"[edits] {cell.name}: {size} -> {trace_cache.MADE}")
 
 
 def traced(cell: Cell, settings: Mapping[str, Any], records: Records) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ again, and DVC has one small file to compare where there were thirty.
 
 from collections.abc import Sequence
 
-from stages.editing import choices, kept
-from stages.editing.kept import Planned
+from stages.editing import choices, trace_cache
 from stages.editing.plan import Plan, Source
+from stages.editing.trace_cache import Planned
 from stages.params import Params
 
 
@@ -17,9 +17,9 @@ def write(params: Params, cells: Sequence[Sequence[str]]) -> None:
     source = Source(params)
     found = {"-".join(names): plan(params, *names, source)[1] for names in cells}
     for name, planned in found.items():
-        planned.write(kept.PLANS / f"{name}.json")
+        planned.write(trace_cache.PLANS / f"{name}.json")
     standing = sum(planned.stands for planned in found.values())
-    print(f"[plan] {len(found)} cells, {standing} as Git has them -> {kept.PLANS}")
+    print(f"[plan] {len(found)} cells, {standing} as Git has them -> {trace_cache.PLANS}")
 
 
 def plan(params: Params, dataset: str, backbone: str, method: str, source: Source | None = None) -> tuple[Plan, Planned]:
@@ -27,6 +27,6 @@ def plan(params: Params, dataset: str, backbone: str, method: str, source: Sourc
     source = source or Source(params)
     made = Plan.of(params, dataset, backbone, method, source=source)
     settings, by = choices.known(made)
-    there = kept.stamped(kept.KEPT / f"{made.name}.json", kept.KEPT / f"{made.name}.parquet")
+    there = trace_cache.stamped(trace_cache.KEPT / f"{made.name}.json", trace_cache.KEPT / f"{made.name}.parquet")
     digest = made.made_from(source, made.to_trace, made.seeds, made.method.router == "codebook")
     return made, Planned(digest, made.code, params.device, settings, by, **there)

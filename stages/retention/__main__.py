@@ -18,7 +18,7 @@ from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.retention import retention
 from stages.scoring import routing
-from stages.sequences import kept
+from stages.sequences import cache
 from stages.sequences.orders import HELD_OUT, orders, points
 
 AXES = ["dataset", "backbone", "method", "memory"]
@@ -28,7 +28,7 @@ OUT = Path("reports/sequences.csv")
 def open_tables(dataset: str, backbone: str, method: str) -> retention.Tables:
     """What `stages.sequences` wrote of a method on a backbone and a dataset."""
     parts = []
-    for path in kept.files(kept.MADE / f"{dataset}-{backbone}-{method}"):
+    for path in cache.files(cache.MADE / f"{dataset}-{backbone}-{method}"):
         if not path.exists():
             raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {dataset} {backbone} {method}`")
         parts.append(pd.read_parquet(path))

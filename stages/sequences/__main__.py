@@ -15,9 +15,9 @@ data/.resume.
 import sys
 from collections.abc import Sequence
 
-from stages.editing.kept import Planned
+from stages.editing.trace_cache import Planned
 from stages.params import Params, UserError, load, run
-from stages.sequences import kept
+from stages.sequences import cache
 
 DOES = ("plan", "planned", "keep")
 
@@ -36,24 +36,24 @@ def main() -> None:
     if does == "plan":
         planning.write(params)
     elif does == "keep":
-        kept.keep(["-".join(one) for one in planning.cells(params)])
+        cache.keep(["-".join(one) for one in planning.cells(params)])
     else:
-        planning.plan(params, *names)[1].write(kept.PLANS / f"{'-'.join(names)}.json")
+        planning.plan(params, *names)[1].write(cache.PLANS / f"{'-'.join(names)}.json")
         cell(params, names)
 
 
 def cell(params: Params, names: Sequence[str]) -> None:
     """A cell's tables as they are planned, taken from Git where they stand there."""
     name = "-".join(names)
-    planned = Planned.read(kept.PLANS / f"{name}.json")
+    planned = Planned.read(cache.PLANS / f"{name}.json")
     if planned.stands:
-        kept.take(name, planned.kept)
+        cache.take(name, planned.kept)
         return
     from stages.sequences import make, planning  # only who makes edits waits for the model libraries
 
     plan, now = planning.plan(params, *names)
     if now != planned:
-        raise UserError(f"{kept.PLANS / name}.json is out of date; run the `plan_sequences` stage first")
+        raise UserError(f"{cache.PLANS / name}.json is out of date; run the `plan_sequences` stage first")
     make.make(params, plan, planned)
 
 

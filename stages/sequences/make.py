@@ -7,10 +7,10 @@ import torch
 
 from stages.editing import check as edits
 from stages.editing.cell import Cell
-from stages.editing.kept import Planned
 from stages.editing.plan import Plan
+from stages.editing.trace_cache import Planned
 from stages.params import Params, write_atomically
-from stages.sequences import check, kept
+from stages.sequences import cache, check
 from stages.sequences.chain import chain
 from stages.sequences.planning import goes_on
 from stages.sequences.probes import queries_of
@@ -22,14 +22,14 @@ def make(params: Params, plan: Plan, planned: Planned) -> None:
     settings, name = plan.method.sequence, plan.name
     cell = Cell.open(params, plan, partial(queries_of, count=settings.probes))
     if planned.fits(planned.settings):
-        there = {path.stem: pd.read_parquet(path) for path in kept.files(kept.KEPT / name)}
+        there = {path.stem: pd.read_parquet(path) for path in cache.files(cache.KEPT / name)}
         found = check.differs(cell, planned.settings, settings, there, params.seed)
         if not found:
-            return kept.take(name, planned.stamp(planned.settings, checked=edits.EDITS))
+            return cache.take(name, planned.stamp(planned.settings, checked=edits.EDITS))
         print(f"[sequences] {name}: the code has changed and with it {found}; made anew")
     tables = chain(cell, planned.settings, settings, params.seed, goes_on(plan.method))
-    for path in kept.files(kept.MADE / name):
+    for path in cache.files(cache.MADE / name):
         with write_atomically(path) as temporary:
             tables[path.stem].to_parquet(temporary, index=False, compression="zstd")
-    planned.stamp(planned.settings).write(kept.STAMPS / f"{name}.json")
-    print(f"[sequences] {name}: {len(plan.rows)} edits, held-out ones among them -> {kept.MADE / name}")
+    planned.stamp(planned.settings).write(cache.STAMPS / f"{name}.json")
+    print(f"[sequences] {name}: {len(plan.rows)} edits, held-out ones among them -> {cache.MADE / name}")

@@ -3,13 +3,13 @@
 from itertools import product
 
 from stages import code
-from stages.editing import kept as traces
+from stages.editing import trace_cache as traces
 from stages.editing.declared import declared
-from stages.editing.kept import Planned, Stamp
 from stages.editing.plan import Plan, Source
+from stages.editing.trace_cache import Planned, Stamp
 from stages.okedit.schema import in_sequence
 from stages.params import Params, UserError
-from stages.sequences import kept
+from stages.sequences import cache
 from stages.settings import Method
 
 
@@ -23,9 +23,9 @@ def write(params: Params) -> None:
     source = Source(params)
     found = {"-".join(names): plan(params, *names, source)[1] for names in cells(params)}
     for name, planned in found.items():
-        planned.write(kept.PLANS / f"{name}.json")
+        planned.write(cache.PLANS / f"{name}.json")
     standing = sum(planned.stands for planned in found.values())
-    print(f"[sequences] {len(found)} cells, {standing} as Git has them -> {kept.PLANS}")
+    print(f"[sequences] {len(found)} cells, {standing} as Git has them -> {cache.PLANS}")
 
 
 def plan(params: Params, dataset: str, backbone: str, name: str, source: Source | None = None) -> tuple[Plan, Planned]:
@@ -42,8 +42,8 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
     digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
     by = code.of_editor(method.editor, "stages.sequences.chain")
     settings = Stamp.read(traces.STAMPS / f"{made.name}.json").settings
-    there = kept.KEPT / made.name
-    return made, Planned(digest, by, params.device, settings, None, **traces.stamped(there / kept.STAMP, *kept.files(there)))
+    there = cache.KEPT / made.name
+    return made, Planned(digest, by, params.device, settings, None, **traces.stamped(there / cache.STAMP, *cache.files(there)))
 
 
 def goes_on(method: Method) -> bool:

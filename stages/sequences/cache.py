@@ -6,8 +6,8 @@ Importing this loads no model library.
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.editing import kept
-from stages.editing.kept import Stamp
+from stages.editing import trace_cache
+from stages.editing.trace_cache import Stamp
 
 MADE, KEPT = Path("data/sequences"), Path("reports/sequences")
 PLANS, STAMPS = Path("data/plans/sequences"), Path("data/stamps/sequences")
@@ -22,7 +22,7 @@ def files(folder: Path) -> list[Path]:
 def take(name: str, stamp: Stamp) -> None:
     """Take a cell's tables from Git, under `stamp`."""
     for source, target in zip(files(KEPT / name), files(MADE / name), strict=True):
-        kept.copy(source, target)
+        trace_cache.copy(source, target)
     stamp.write(STAMPS / f"{name}.json")
     said = f", checked on {stamp.checked} edits made again by the code of now" if stamp.checked else ""
     print(f"[sequences] {name}: as {KEPT / name} has it{said}")
@@ -33,6 +33,6 @@ def keep(names: Sequence[str]) -> None:
     for name in names:
         for made, there in zip(files(MADE / name), files(KEPT / name), strict=True):
             if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
-                kept.copy(made, there)
+                trace_cache.copy(made, there)
         Stamp.read(STAMPS / f"{name}.json").write(KEPT / name / STAMP)
         print(f"[sequences] {MADE / name} -> {KEPT / name}")

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from stages.backbone.vlm import Backbone
-from stages.editing import kept, make, planning
+from stages.editing import make, planning, trace_cache
 from stages.editing.__main__ import keep
 from stages.editing.cell import Cell
 from stages.editing.declared import declared
 from stages.editing.editors import balancedit, module_of
-from stages.editing.kept import Planned, Stamp
+from stages.editing.trace_cache import Planned, Stamp
 from stages.okedit import schema
 from stages.params import UserError, load
 from tests import cells
@@ -212,13 +212,13 @@ def cell(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def plan(cell: Cell, **changed: object) -> Planned:
     """The plan of a cell as it stands, with what Git keeps of it."""
-    there = kept.stamped(kept.KEPT / f"{cell.name}.json", kept.KEPT / f"{cell.name}.parquet")
+    there = trace_cache.stamped(trace_cache.KEPT / f"{cell.name}.json", trace_cache.KEPT / f"{cell.name}.parquet")
     digest = cell.made_from(cells.SOURCE, cell.to_trace, cell.seeds)
     return replace(Planned(digest, "now", "cpu", cell.grid[0], None, **there), **changed)
 
 
 def trace() -> bytes:
-    return (kept.MADE / "tiny_set-tiny-balancedit.parquet").read_bytes()
+    return (trace_cache.MADE / "tiny_set-tiny-balancedit.parquet").read_bytes()
 
 
 @pytest.fixture()
@@ -226,7 +226,7 @@ def whole(cell: Cell) -> bytes:
     """The trace of the cell, made by the code of now and kept."""
     one = plan(cell)
     make.edit(cells.PARAMS, cell, one)
-    one.write(kept.PLANS / f"{cell.name}.json")
+    one.write(trace_cache.PLANS / f"{cell.name}.json")
     keep([["tiny_set", "tiny", "balancedit"]])
     return trace()
 
@@ -248,13 +248,13 @@ def test_a_trace_stands_while_all_that_decides_it_is_the_same(cell: Cell, whole:
 
 
 def test_code_that_makes_the_same_edits_is_accepted_and_named(cell: Cell, whole: bytes, capsys) -> None:
-    (kept.MADE / f"{cell.name}.parquet").unlink()
+    (trace_cache.MADE / f"{cell.name}.parquet").unlink()
     make.edit(cells.PARAMS, cell, one := plan(cell, code="refactored"))
     assert "has it, checked on 1 edits made again" in capsys.readouterr().out and trace() == whole
-    one.write(kept.PLANS / f"{cell.name}.json")
+    one.write(trace_cache.PLANS / f"{cell.name}.json")
     keep([["tiny_set", "tiny", "balancedit"]])
     assert plan(cell, code="refactored").stands
-    assert Stamp.read(kept.KEPT / f"{cell.name}.json") == Stamp(one.made_from, cell.grid[0], "refactored", "cpu", 1)
+    assert Stamp.read(trace_cache.KEPT / f"{cell.name}.json") == Stamp(one.made_from, cell.grid[0], "refactored", "cpu", 1)
 
 
 @pytest.mark.parametrize("sabotaged", [{"steps": 0}, {"lr": 1e-7}])
@@ -264,7 +264,7 @@ def test_code_that_makes_other_edits_makes_the_cell_anew(cell, whole: bytes, mon
     make.edit(cells.PARAMS, cell, plan(cell, code="sabotaged"))
     said = capsys.readouterr().out
     assert "the code has changed and with it target_on of colour-red, probe 0: False and not True; made anew" in said
-    assert trace() != whole and Stamp.read(kept.STAMPS / f"{cell.name}.json").code == "sabotaged"
+    assert trace() != whole and Stamp.read(trace_cache.STAMPS / f"{cell.name}.json").code == "sabotaged"
 
 
 def test_settings_that_other_code_chose_stand_with_the_cells_edits(cell: Cell, whole: bytes, monkeypatch) -> None:
@@ -276,13 +276,13 @@ def test_settings_that_other_code_chose_stand_with_the_cells_edits(cell: Cell, w
     assert trace() == whole
     monkeypatch.setattr(make.check, "differs", lambda *_: "something")
     make.edit(cells.PARAMS, several, plan(several, code="sabotaged", chosen_by="old"))
-    stamp = Stamp.read(kept.STAMPS / f"{cell.name}.json")
+    stamp = Stamp.read(trace_cache.STAMPS / f"{cell.name}.json")
     assert (stamp.settings, stamp.tried) == (several.grid[1], chosen)
 
 
 def test_keeping_names_the_code_that_a_choice_stands_under(cell: Cell, whole: bytes) -> None:
     lines = [{"dataset": "tiny_set", "backbone": "tiny", "method": m, "setting": "", "code": "old"} for m in ("balancedit", "ft")]
     planning.choices.keep(lines)
-    plan(cell, chosen_by="old").write(kept.PLANS / f"{cell.name}.json")
+    plan(cell, chosen_by="old").write(trace_cache.PLANS / f"{cell.name}.json")
     keep([["tiny_set", "tiny", "balancedit"]])
     assert [line["code"] for line in planning.choices.read()] == ["now", "old"]
