@@ -4,8 +4,8 @@
     python -m stages.cost.throughput ../before okedit llava-smollm2 balancedit ft     # some methods anew
 
 Each workload runs in a process of its own, first there and then here, in every round. Settings are those of the traces in Git, so
-that both make the same edits. `pair-from-nothing` is computed, not run: what one dataset on one backbone takes without anything
-in Git is the sum of its parts.
+that both make the same edits. `pair-from-nothing` is computed, not run, and only of all methods: what one dataset on one backbone
+takes without anything in Git is the sum of its parts.
 """
 
 import json
@@ -95,8 +95,9 @@ def rows_of(
         name, kind = case.split(":")
         label = name if kind in ("trunk", "step", "edit") else f"{name}, few probes"
         rows.append((label, sides["before"], sides["after"], len(seconds[case]["after"])))
-    whole = {side: sum(parts(middle, params, place, methods, side)) for side in ("before", "after")}
-    rows.append(("pair-from-nothing", whole["before"], whole["after"], ROUNDS))
+    if set(methods) >= {name for name, one in params.methods.items() if one.router != "never"}:
+        whole = {side: sum(parts(middle, params, place, methods, side)) for side in ("before", "after")}
+        rows.append(("pair-from-nothing", whole["before"], whole["after"], ROUNDS))
     table = pd.DataFrame(rows, columns=["case", "before_s", "after_s", "n"])
     return table.assign(ratio=table["before_s"] / table["after_s"])[COLUMNS]
 
