@@ -149,6 +149,7 @@ def test_the_stage_points_and_measures(saved: Path, tmp_path: Path, monkeypatch:
     few = replace(params, accuracy=Accuracy(2, 2), backbones={"real": settings(saved)})
     (tmp_path / "data").mkdir()
     (tmp_path / "data/assets").symlink_to((ROOT / "data/assets").resolve())
+    (tmp_path / "data/assets.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     assemble(few, "real")
     measure(few, "real")

@@ -102,12 +102,21 @@ def unpack(files: Sequence[Path], wheels: Sequence[Wheel], target: Path) -> None
         fresh.replace(target)
 
 
+def digest(folder: Path) -> str:
+    """Hexadecimal SHA-256 of a folder's files and their names."""
+    return hashlib.sha256(json.dumps(_files(folder)).encode()).hexdigest()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
 def _state(folder: Path, wheels: Sequence[Wheel]) -> str:
     """What decides whether `folder` is finished: the wheels, the rules of unpacking and every file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
     state = {
         "wheels": {wheel.file: wheel.sha256 for wheel in wheels},
         "rules": {path.name: sha256(path) for path in RULES},
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in files},
+        "files": _files(folder),
     }
     return json.dumps(state, indent=1) + "\n"

@@ -200,15 +200,12 @@ def measure(params: Params, name: str) -> None:
 
 def stamp_of(params: Params, name: str, folder: Path) -> dict[str, str]:
     """What the accuracies of a backbone are measured of, and by which code."""
-    settings, digest = params.backbone(name), hashlib.sha256()
+    settings, facts = params.backbone(name), Path(knowledge.__file__).parent / "knowledge"
     asked = [pointers.fingerprint(folder, settings.layer), asdict(params.accuracy), derive_seed(params.seed, "evaluate", name)]
-    digest.update(json.dumps(asked).encode())
-    for path in sorted(path for place in (ASSETS, Path(knowledge.__file__).parent / "knowledge") for path in place.rglob("*.*")):
-        if path.is_file():
-            digest.update(path.name.encode() + path.read_bytes())
+    asked += [ASSETS.with_suffix(".json").read_text(), *(path.read_text() for path in sorted(facts.iterdir()))]
     modules = ["stages.backbone.corpus", "stages.backbone.evaluate"]
     modules += [family(params, settings.training).__name__] if isinstance(settings, Embedded) else []
-    return {"made_from": digest.hexdigest()[:16], "code": code.digest(*modules)}
+    return {"made_from": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16], "code": code.digest(*modules)}
 
 
 def accuracies(params: Params, name: str, backbone: Backbone, facts: knowledge.Knowledge) -> pd.DataFrame:
