@@ -58,6 +58,7 @@ class Params:
     seed: int
     threads: int
     device: str
+    workers: int
     batch: int
     cache: float
     key: Key
@@ -109,7 +110,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         expect(f"{at}.sequence.", length, ["shared"], [])  # samples are made for as many edits as the section says
         own_sequence = read_section(Sequence, f"{at}.sequence", length, stages, base=sequence)
         sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
-        common = {k: v for k, v in own.items() if k in ("editor", "router")}
+        common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published")}
         hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
         return read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
 
@@ -138,11 +139,13 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     edited = {one_of(*backbones)("edited", name, stages): backbones[name] for name in texts("edited", raw["edited"], stages)}
     edits = read_section(Edits, "edits", raw["edits"], stages)
     datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
-    if radius.alpha == DEV and (without := [d.name for d in datasets.values() if not min(d.dev, edits.dev)]):
-        raise UserError(f"radius.alpha: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number from 0 to 1")
-
     sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
     methods = _axis("methods", raw, method)
+    without = [d.name for d in datasets.values() if not min(d.dev, edits.dev)]
+    for one in methods.values():
+        if one.scope_value == DEV and without:
+            at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.scope]
+            raise UserError(f"{at}: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number")
     for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", methods)):
         for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)
@@ -151,6 +154,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         seed=seed("seed", raw["seed"]),
         threads=count(1, 1024)("threads", raw["threads"], stages),
         device=one_of(*DEVICES)("device", raw["device"], stages),
+        workers=count(1, 1024)("workers", raw["workers"], stages),
         batch=count(1)("batch", raw["batch"], stages),
         cache=number(0)("cache", raw["cache"], stages),
         key=key,

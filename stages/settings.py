@@ -56,7 +56,7 @@ class Radius:
 
     strategy: str = entry(one_of(*STRATEGIES))
     alpha: float | str = entry(number(0, 1, word=DEV))  # DEV: chosen on dev edits
-    epsilon: float = entry(number(above=0))
+    epsilon: float | str = entry(number(above=0, word=DEV))  # likewise
     distance: str = entry(one_of(*DISTANCES))
     positives: int = entry(count(1, POSITIVES))
     negative: tuple[str, ...] = entry(some_of(*NEGATIVES))
@@ -194,7 +194,8 @@ class Layers:
 class Method:
     """An editor, its router and the editor's own hyper-parameters.
 
-    `key`, `radius` and `sequence` are the global sections under the method's own entries.
+    `key`, `radius` and `sequence` are the global sections under the method's own entries. `threshold` is that of a `builtin`
+    router, `published` the value of the scope's number in the method's paper or official code.
     """
 
     name: str
@@ -203,7 +204,25 @@ class Method:
     sequence: Sequence
     editor: str = entry(module_of("editing/editors", has="class Settings"))
     router: str = entry(one_of(*ROUTERS))
+    threshold: float | str = entry(number(word=DEV), default=DEV)
+    published: float | None = entry(number(), default=None)
     hyper: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str | None:
+        """The name of the number that decides how far the method's edits reach: alpha, epsilon or threshold; None without one."""
+        if self.router == "builtin":
+            return "threshold"
+        if self.router != "codebook":
+            return None
+        return "alpha" if self.radius.strategy in WEIGHED else "epsilon" if self.radius.strategy == "constant" else None
+
+    @property
+    def scope_value(self) -> float | str | None:
+        """That number, `dev` where it is to be chosen on dev edits."""
+        if self.scope is None:
+            return None
+        return self.threshold if self.scope == "threshold" else getattr(self.radius, self.scope)
 
     def grid(self, cls: type[T]) -> list[T]:
         """All combinations of the hyper-parameters, of which a list holds several values to choose from, as an editor's

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from stages.ablations import sweeps
 from stages.metrics.files import read_trace, write_csv
-from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import scores
+from stages.scoring.scope import settled
 
 OUT = Path("reports/ablations")
 TAIL = ["protocol", "metric", "mean", "low", "high", "n"]

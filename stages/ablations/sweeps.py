@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.metrics.tuning import ALPHAS, settled
 from stages.scoring import routing, scores
+from stages.scoring.scope import settled
 from stages.settings import DISTANCES, NEGATIVES, POSITIVES, SPANS, Key, Method, Radius
 
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the samples' distances: where constant radii are tried
 FORCED = ("oracle", "always", "never")
 GRACE_KEY, GRACE_RADII = Key("last"), (1.0, 5.0)  # Hartvigsen et al., NeurIPS 2023

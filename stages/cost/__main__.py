@@ -26,6 +26,7 @@ from stages.editing.edits import Edit
 from stages.editing.fitting import fitted
 from stages.editing.plan import Plan
 from stages.editing.size import size_of, tensors_in
+from stages.editing.team import Team
 from stages.editing.trunk import request_of
 from stages.params import UserError, load, run, write_atomically
 
@@ -48,7 +49,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for method in methods:
         cell = Cell.open(params, Plan.of(params, *place, method))
-        hyper = tuning.chosen_beside(cell)
+        hyper = tuning.chosen_beside(Team.alone(cell))
         at = dict(zip(COLUMNS, (*place, method), strict=False))
         found += [at | one for one in costs(cell, hyper)]
     table = pd.DataFrame(found)[COLUMNS]

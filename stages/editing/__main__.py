@@ -62,7 +62,7 @@ def planning(params: Params, cells: Sequence[Sequence[str]], does: str) -> None:
         from stages.editing import make
 
         for names in cells:
-            make.tune(params, planning.plan(params, *names)[0])
+            make.tune(params, *planning.plan(params, *names))
         return
     planning.write(params, cells)
     if not does:

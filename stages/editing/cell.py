@@ -1,12 +1,13 @@
 """One cell of the study, a method on a backbone and a dataset: all that its edits need, loaded and checked before long work."""
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,16 +15,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 from stages import code
 from stages.backbone.vlm import Backbone
 from stages.editing.editors import module_of
 from stages.editing.edits import DIVERGED, Edit, Request, attempt
-from stages.editing.fitting import Example, fitted, training_probes
+from stages.editing.fitting import Example, fitted, learnt_part, training_probes
 from stages.editing.plan import Plan, Row, label
 from stages.editing.probes import Probe, probes_of
-from stages.editing.resume import Records
 from stages.editing.size import size_of, tensors_in
 from stages.editing.trace import Trial, trace_edits
 from stages.editing.trunk import States, request_of
@@ -48,6 +47,7 @@ class Cell(Plan):
     examples: Sequence[Example]
     trunk: TrunkCache
     batch: int  # edits that are made side by side
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False)  # what work on the cell need not do twice
 
     @classmethod
     def open(cls, params: Params, plan: Plan, ask: Asks = probes_of) -> "Cell":
@@ -67,12 +67,6 @@ class Cell(Plan):
         whole = vars(plan) | {"editor": module_of(plan.method.editor)}
         return cls(**whole, backbone=opened, queries=queries, examples=examples, trunk=trunk, batch=params.batch)
 
-    def records(self, purpose: str = "", *more: object) -> Records:
-        """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
-        made_from = [self.code, self.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
-        made_from += [self.trunk.pictures, self.seeds, self.learnt, *more]
-        return Records(Path("data/.resume") / f"{purpose}{self.name}", json.dumps(made_from))
-
     def states(self, row: Row) -> States:
         """What the trunk says of an edit's probes, from the cache or computed."""
         return self.trunk.states(row, self.queries[row["edit_id"]])
@@ -80,25 +74,6 @@ class Cell(Plan):
     def asking(self, count: int) -> "Cell":
         """The same cell with the first `count` probes of each kind, and all samples."""
         return replace(self, queries={edit: few(probes, count) for edit, probes in self.queries.items()})
-
-    def trace(self, hyper: Mapping[str, Any], rows: Sequence[Row], seeds: Sequence[int], records: Records) -> list[Traced]:
-        """The trace's rows of some edits under the settings `hyper`, made where `records` does not have them, some at a time."""
-        setting, traced = hashlib.sha256(label(hyper).encode()).hexdigest()[:8], []
-        for seed in seeds:
-            named = {row["edit_id"]: f"{setting}-{seed}-{len(self.queries[row['edit_id']])}-{row['edit_id']}" for row in rows}
-            missing = [row for row in rows if named[row["edit_id"]] not in records]
-            if missing:
-                make, shared = self.prepared(hyper | {"seed": derive_seed(seed, "fit")})
-            with tqdm(total=len(rows), initial=len(rows) - len(missing), desc=f"{self.name}, seed {seed}") as progress:
-                for start in range(0, len(missing), self.batch):
-                    some = missing[start : start + self.batch]
-                    traced_now = self.traced(some, seed, self.made(make, hyper, some, seed), shared)
-                    for row, found in zip(some, traced_now, strict=True):
-                        records[named[row["edit_id"]]] = found
-                    progress.update(len(some))
-            for row in rows:
-                traced += records[named[row["edit_id"]]]
-        return traced
 
     def traced(self, rows: Sequence[Row], seed: int, edits: Sequence[Edit], shared: Sequence[torch.Tensor]) -> list[list[Traced]]:
         """The trace's rows of each of some edits, which keep the tensors `shared` not for themselves."""
@@ -129,20 +104,98 @@ class Cell(Plan):
         """What makes the editor's edits of requests and settings, and all tensors that were learnt of the train split; where
         learning diverged, every edit does.
         """
+        if self.memo.get("prepared", ("",))[0] != label(settings):
+            self.memo["prepared"] = label(settings), self._prepared(settings)  # of the last settings: networks are large
+        return self.memo["prepared"][1]
+
+    def _prepared(self, settings: Mapping[str, Any]) -> tuple[Makes, Sequence[torch.Tensor]]:
         more = {}
         if hasattr(self.editor, "fit"):
             if not self.examples:
                 raise UserError(
                     f"{self.editor.__name__}: no train edits; allowed: a dataset and `edits` with `train` of at least 1"
                 )
-            learns = code.digest(code.module_name(self.method.editor), "stages.editing.fitting")
-            made_from = json.dumps([learns, self.trunk.pictures])
             try:
-                more["fitted"] = fitted(self.editor, self.backbone, self.examples, settings, made_from, FITS)
+                more["fitted"] = fitted(self.editor, self.backbone, self.examples, settings, self.learns, FITS)
             except FloatingPointError as error:
                 print(f"[edits] training diverged: {error}", file=sys.stderr)
                 return lambda requests, _settings: [DIVERGED for _ in requests], []
         return partial(make_edits, self.editor, self.backbone, **more), tensors_in(more)
+
+    @cached_property
+    def learns(self) -> str:
+        """What a training depends on beside settings, backbone and train edits: code and pictures."""
+        return json.dumps([code.digest(code.module_name(self.method.editor), "stages.editing.fitting"), self.trunk.pictures])
+
+    @cached_property
+    def weights(self) -> str:
+        """A digest of every weight of the model, bit for bit, as it was when this was first asked."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.backbone.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some edits that are made side by side, under the settings `hyper` and a seed."""
+
+    hyper: Mapping[str, Any]
+    seed: int
+    rows: Sequence[Row]
+
+    @property
+    def names(self) -> list[str]:
+        """What the records of its edits are called."""
+        setting = hashlib.sha256(label(self.hyper).encode()).hexdigest()[:8]
+        return [f"{setting}-{self.seed}-{row['edit_id']}" for row in self.rows]
+
+
+def fit_seed(seed: int) -> int:
+    """The seed of what is learnt before edits of a seed."""
+    return derive_seed(seed, "fit")
+
+
+def make_and_trace(cell: Cell, chunk: Chunk) -> list[list[Traced]]:
+    """The trace's rows of each edit of a chunk. The backbone's weights must be what they were."""
+    cell.weights  # noqa: B018  (a digest of all of them, before the first edit)
+    before = sums(cell.backbone)
+    make, shared = cell.prepared(chunk.hyper | {"seed": fit_seed(chunk.seed)})
+    found = cell.traced(chunk.rows, chunk.seed, cell.made(make, chunk.hyper, chunk.rows, chunk.seed), shared)
+    if sums(cell.backbone) != before:
+        raise RuntimeError(f"{cell.name}: the backbone's weights changed; editing must leave them bit-identical")
+    return [[row | {"weights": cell.weights[:16]} for row in rows] for rows in found]
+
+
+def sums(backbone: Backbone) -> list[int]:
+    """A sum over the bits of every weight, as whole numbers: it changes with any of them."""
+    found = []
+    for _, tensor in sorted(backbone.model.state_dict().items()):
+        flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+        even = len(flat) // 8 * 8
+        found.append(int(flat[:even].view(torch.int64).sum()) + int(flat[even:].sum()))
+    return found
+
+
+Network = tuple[Mapping[str, Any], str]  # settings with a seed, and the part that is trained under them
+
+
+def is_learnt(cell: Cell, network: Network) -> bool:
+    """Whether the cache has what is learnt."""
+    return learnt_part(cell.editor, cell.backbone, cell.examples, *network, cell.learns, FITS, train=False) is not None
+
+
+def read_trunk(cell: Cell, at: int) -> None:
+    """Put into the cache what the trunk says of some train edits, those from place `at` on."""
+    for example in cell.examples[at : at + cell.batch]:
+        cell.trunk.states(example.row, example.probes)
+
+
+def learn(cell: Cell, network: Network) -> None:
+    """Train a network and leave it in the cache; one that diverges leaves none, and says so when it is used."""
+    with contextlib.suppress(FloatingPointError):
+        learnt_part(cell.editor, cell.backbone, cell.examples, *network, cell.learns, FITS)
 
 
 def make_edits(

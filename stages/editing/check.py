@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.editing.cell import Cell, Row
+from stages.editing.plan import Plan, Row
 from stages.editing.resume import Records
+from stages.editing.team import Team
 from stages.params import derive_seed
 
 EDITS = 2  # of a cell, that are made again
@@ -22,10 +23,10 @@ QUERY = ["edit_id", "probe"]
 BESIDE = ("steps", "loss", "fitted", "weights", "settings", "tried", "device", "made_from")  # columns that are no outcomes
 
 
-def drawn(cell: Cell, root: int) -> list[Row]:
+def drawn(plan: Plan, root: int) -> list[Row]:
     """The test edits of a cell that are made again: of all methods the same, so that the trunk reads their probes once."""
-    rows = [row for row in cell.rows if row["split"] == "test"]
-    return some(rows, derive_seed(root, "check", cell.dataset, cell.backbone_name))
+    rows = [row for row in plan.rows if row["split"] == "test"]
+    return some(rows, derive_seed(root, "check", plan.dataset, plan.backbone_name))
 
 
 def some(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -34,12 +35,13 @@ def some(rows: Sequence[Row], seed: int) -> list[Row]:
     return [rows[i] for i in sorted(places)]
 
 
-def differs(cell: Cell, hyper: Mapping[str, Any], rows: Sequence[Row], kept: pd.DataFrame, records: Records) -> str:
+def differs(team: Team, hyper: Mapping[str, Any], rows: Sequence[Row], kept: pd.DataFrame, records: Records) -> str:
     """In words, the first difference between a cell's trace and some edits made again with its first seed; "" where there is
     none.
     """
-    again = pd.DataFrame(cell.trace(hyper, rows, cell.seeds[:1], records))
-    return difference(kept[kept["seed"] == cell.seeds[0]], again)
+    seed = team.plan.seeds[0]
+    again = pd.DataFrame(team.trace(hyper, rows, [seed], records))
+    return difference(kept[kept["seed"] == seed], again)
 
 
 def difference(kept: pd.DataFrame, again: pd.DataFrame) -> str:

@@ -25,8 +25,8 @@ from stages.backbone.vlm import Backbone, Query
 Output = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # inputs [..., in] of a linear map → what is added to its outputs [..., out]
 Added = Callable[[torch.Tensor], torch.Tensor]
-# (queries, hidden [B, P, D] that enter layer ℓ, mask [B, P], positions [..., B, P]) → [B] bool
-Fires = Callable[[Sequence[Query], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# (queries, hidden [B, P, D] that enter layer ℓ, mask [B, P], positions [..., B, P]) → [B] float
+Scores = Callable[[Sequence[Query], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,17 @@ class Edit:
     """What an editor made of a request.
 
     `output` replaces the output of the edited linear map; `added` adds to the outputs of other linear maps; `prefix` holds
-    tokens that stand before every prompt. An edit with none of them changes nothing. `fires` is the editor's own router, where
-    it has one. `recall` gives the edit that a query goes to, where an editor keeps those of a sequence beside each other.
-    `steps` and `loss` describe the optimisation, `reached` says whether it ended on an exact match of the target, `diverged`
-    that the method failed in numbers: such an edit changes nothing.
+    tokens that stand before every prompt. An edit with none of them changes nothing. `scores` is the editor's own router, where
+    it has
+    one: the higher, the more a query is one for the edit. `recall` gives the edit that a query goes to, where an editor keeps
+    those of a sequence beside each other. `steps` and `loss` describe the optimisation, `reached` says whether it ended on an
+    exact match of the target, `diverged` that the method failed in numbers: such an edit changes nothing.
     """
 
     output: Output | None = None
     added: Mapping[nn.Module, Added] = field(default_factory=dict)
     prefix: tuple[int, ...] = ()
-    fires: Fires | None = None
+    scores: Scores | None = None
     recall: "Callable[[Query], Edit] | None" = None
     steps: int = 0
     loss: float = 0.0

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,30 +60,50 @@ def training_probes(row: Mapping[str, Any]) -> list[Probe]:
     return probes_of({**row, **own}, [positive])
 
 
+def networks(editor: ModuleType, settings: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parts that an editor learns apart (one, called "", where it does not), and the settings that each depends on."""
+    if not hasattr(editor, "PARTS"):
+        return {"": settings}
+    seed = {"seed": settings["seed"]}
+    return {part: {name: settings[name] for name in names} | seed for part, names in editor.PARTS.items()}
+
+
 def fitted(
     editor: ModuleType, backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], made_from: str, cache: Path
 ) -> Any:
-    """The editor's `fit`, from the cache where the same backbone, settings, rows and `made_from` (code, pictures) have been."""
-    rows = [example.row for example in examples]
+    """The editor's `fit`, part by part; from the cache where the same backbone, settings, rows and `made_from` (code, pictures)
+    have been.
+    """
+    parts = networks(editor, settings)
+    found = {part: learnt_part(editor, backbone, examples, settings, part, made_from, cache) for part in parts}
+    return found if hasattr(editor, "PARTS") else found[""]
 
-    def one(fit: Callable[..., Any], some: Mapping[str, Any], part: str) -> Any:
-        text = json.dumps([backbone.fingerprint, part, dict(some), made_from, rows], sort_keys=True)
-        path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
-        if path.exists():
-            return torch.load(path, weights_only=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        checkpoint = path.with_suffix(".part.pt")
-        state = fit(backbone, examples, settings, checkpoint)
-        with write_atomically(path) as temporary:
-            torch.save(state, temporary)
-        checkpoint.unlink(missing_ok=True)
-        return state
 
-    if not hasattr(editor, "PARTS"):
-        return one(editor.fit, settings, "")
-    seed = {"seed": settings["seed"]}
-    parts = {part: {name: settings[name] for name in names} | seed for part, names in editor.PARTS.items()}
-    return {part: one(partial(editor.fit, part=part), some, part) for part, some in parts.items()}
+def learnt_part(
+    editor: ModuleType,
+    backbone: Backbone,
+    examples: Sequence[Example],
+    settings: Mapping[str, Any],
+    part: str,
+    made_from: str,
+    cache: Path,
+    train: bool = True,
+) -> Any:
+    """One part of what an editor learns under `settings`: from the cache, or trained; None where it is neither."""
+    some, rows = networks(editor, settings)[part], [example.row for example in examples]
+    text = json.dumps([backbone.fingerprint, part, dict(some), made_from, rows], sort_keys=True)
+    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    if not train:
+        return None
+    cache.mkdir(parents=True, exist_ok=True)
+    checkpoint, more = path.with_suffix(".part.pt"), {"part": part} if part else {}
+    state = editor.fit(backbone, examples, some, checkpoint, **more)
+    with write_atomically(path) as temporary:
+        torch.save(state, temporary)
+    checkpoint.unlink(missing_ok=True)
+    return state
 
 
 def learn(

@@ -21,6 +21,7 @@ from stages.settings import Method
 Row = Mapping[str, Any]
 ENCODER = "stages.editing.sentences"  # what reads the sentence encoder's weights
 MINILM = Path("data/assets/minilm")
+UNSCOPED = ("always", "oracle")  # routers that nothing is chosen for
 
 
 class Source:
@@ -110,8 +111,10 @@ class Plan:
 
     @property
     def to_trace(self) -> Sequence[Row]:
-        """The edits that a trace is of: dev edits choose α; other methods have no use for them once settings are chosen."""
-        return self.rows if self.method.router == "codebook" else [row for row in self.rows if row["split"] == "test"]
+        """The edits that a trace is of: dev edits choose how far edits reach; methods without a scope have no use for them once
+        settings are chosen.
+        """
+        return [row for row in self.rows if row["split"] == "test" or self.method.router not in UNSCOPED]
 
     @property
     def code(self) -> str:

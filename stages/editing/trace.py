@@ -143,7 +143,7 @@ def trace_edit(
 
 
 def trace_edits(backbone: Backbone, trials: Sequence[Trial]) -> list[list[dict[str, Any]]]:
-    """The rows of each edit's trace: outcomes with the edit off and on, whether its own router `fires`, distances to its key.
+    """The rows of each edit's trace: outcomes with the edit off and on, its own router's `score`, distances to its key.
 
     An edit whose model is not finite has `diverged`: it counts as none, here as in `stages.editing.edits.attempt`.
     """
@@ -174,10 +174,10 @@ def rows_of(backbone: Backbone, trial: Trial, told: Sequence[torch.Tensor], top:
     """
     row, probes, states, edit = trial.row, trial.probes, trial.states, trial.edit
     (target, same, truth), n = told, len(states.answers)
-    fires = [True] * n
-    if edit.fires is not None:
+    score = [float("nan")] * n
+    if edit.scores is not None:
         queries = [probe.query for probe in probes[:n]]
-        fires = edit.fires(queries, states.hidden, states.mask, states.positions).tolist()
+        score = edit.scores(queries, states.hidden, states.mask, states.positions).tolist()
     target_off, target_on = (exact(argmax, states.target) for argmax in (states.target.argmax, target))
     same_on = exact(same, states.same)
     aims = states.target.ids
@@ -202,13 +202,13 @@ def rows_of(backbone: Backbone, trial: Trial, told: Sequence[torch.Tensor], top:
                 "tf_off": float(hit_off[i]) if wants else 1.0, "tf_on": float(hit_on[i] if wants else agreed[i]),
                 "top10_on": float("nan") if wants else float(top10[i]),
                 "correct_off": bool(probe.truth) and normalise(states.answers[i]) == normalise(probe.truth),
-                "fires": bool(fires[i]),
+                "score": float(score[i]),
             }  # fmt: skip
         else:
             nan = float("nan")
             result = {
                 "answer_off": "", "target_off": False, "target_on": False, "same_on": False,
-                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False, "fires": False,
+                "tf_off": nan, "tf_on": nan, "top10_on": nan, "correct_off": False, "score": nan,
             }  # fmt: skip
         ended = {"steps": edit.steps, "loss": edit.loss, "diverged": edit.diverged}
         rows.append(common | result | {name: float(d[i]) for name, d in distances.items()} | ended)

@@ -1,7 +1,8 @@
 """What Git keeps of a cell, and whether it may be taken from there: making it takes minutes to an hour.
 
 The stage `plan_edits` writes what a cell is made from (`Planned`); beside what was made stands what it was made from (`Stamp`).
-Where the two say the same, the file is copied. Importing this loads no model library.
+Where the two say the same, the trace is taken. What the traces of all methods share, because it follows from the set and the
+unedited model, Git keeps once: reports/traces/<dataset>-<backbone>.parquet. Importing this loads no model library.
 """
 
 import hashlib
@@ -12,10 +13,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from stages.params import UserError, write_atomically
 
 MADE, KEPT = Path("data/traces"), Path("reports/traces")
 PLANS, STAMPS = Path("data/plans/edits"), Path("data/stamps/edits")
+PROBE = ["edit_id", "probe"]  # what a row of a trace is of, beside its seed
+UNEDITED = (
+    "split", "relation", "concept", "kind", "question", "image_id", "expected", "answer_off", "target_off", "tf_off",
+    "correct_off",
+)  # fmt: skip  # columns that the traces of all methods share, beside distances
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def copy(source: Path, target: Path) -> None:
 
 def take(name: str, stamp: Stamp) -> None:
     """Take a cell's trace from Git, under `stamp`."""
-    copy(KEPT / f"{name}.parquet", MADE / f"{name}.parquet")
+    write(MADE / f"{name}.parquet", read(name))
     stamp.write(STAMPS / f"{name}.json")
     said = f", checked on {stamp.checked} edits made again by the code of now" if stamp.checked else ""
     print(f"[edits] {name}: as {KEPT / name}.parquet has it{said}")
@@ -115,8 +124,46 @@ def take(name: str, stamp: Stamp) -> None:
 
 def keep(name: str) -> Stamp:
     """Put a cell's trace and stamp where Git keeps them, and return the stamp; the same trace is not written again."""
-    stamp, made, there = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet", KEPT / f"{name}.parquet"
-    if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
-        copy(made, there)
+    stamp, path = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet"
+    if not path.exists():
+        raise UserError(f"trace: {path} is missing; run the `edits` stage first")
+    made, common = pd.read_parquet(path), KEPT / f"{name.rsplit('-', 1)[0]}.parquet"
+    share = [column for column in made if column in UNEDITED or column.startswith(("euclidean_", "cosine_"))]
+    found = made.drop_duplicates(PROBE)[[*PROBE, *share]].sort_values(PROBE, ignore_index=True)
+    if common.exists():
+        there = pd.read_parquet(common)
+        others = there[~there["edit_id"].isin(found["edit_id"])]
+        found = pd.concat([others, found], ignore_index=True).sort_values(PROBE, ignore_index=True)
+    whole = made[[*(c for c in made if c not in share)]]
+    for target, table in ((common, found), (KEPT / f"{name}.parquet", whole)):
+        if not (target.exists() and pd.read_parquet(target).equals(small(table))):
+            write(target, small(table))
     replace(stamp, tried=[]).write(KEPT / f"{name}.json")
     return stamp
+
+
+def read(name: str) -> pd.DataFrame:
+    """A cell's whole trace as Git has it."""
+    own, common = (pd.read_parquet(path) for path in files(name))
+    whole = own.merge(common, on=PROBE, how="left", validate="many_to_one")
+    first = [column for column in common if column not in PROBE]
+    floats = [column for column in whole if whole[column].dtype == np.float32]
+    return whole[[*first, *(c for c in own)]].astype(dict.fromkeys(floats, np.float64))
+
+
+def files(name: str) -> list[Path]:
+    """Where Git keeps a cell's trace: what is its own, and what it shares with other methods."""
+    return [KEPT / f"{name}.parquet", KEPT / f"{name.rsplit('-', 1)[0]}.parquet"]
+
+
+def small(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with float32 wherever that loses nothing."""
+    floats = table.select_dtypes("float64")
+    exact = [c for c in floats if (floats[c].astype(np.float32).astype(np.float64).eq(floats[c]) | floats[c].isna()).all()]
+    return table.astype(dict.fromkeys(exact, np.float32))
+
+
+def write(path: Path, table: pd.DataFrame) -> None:
+    """A table as a file."""
+    with write_atomically(path) as temporary:
+        table.to_parquet(temporary, index=False, compression="zstd")

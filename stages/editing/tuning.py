@@ -1,64 +1,76 @@
-"""Which values of its hyper-parameters a method's edits use: what balances best on dev edits.
+"""Which values of its hyper-parameters a method's edits use: what balances best on dev edits (design §10, Tuning).
 
-Where params.yaml lists several values, every combination makes the dev edits, and the one of the highest strict HM is taken; as
-many combinations for each method are an equal budget. A codebook method's writer is judged under an oracle router, since its
-radius is chosen later, from the traces. What was tried and chosen is kept (`stages.editing.choices`).
+Where params.yaml lists several values, every combination makes the dev edits; as many combinations for each method are an equal
+budget. Each is judged under the method's own router, by its strict HM at the best value of its scope (`stages.scoring.scope`). Of
+those that dev edits cannot tell from the best, the one with the fewest steps is taken, then the one nearest to the published
+values, which are the editor's defaults. What was tried and chosen is kept (`stages.editing.choices`).
 """
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from stages.editing import choices
-from stages.editing.cell import Cell
+from stages.editing.cell import fit_seed
 from stages.editing.choices import TABLE, Line
+from stages.editing.editors import module_of
 from stages.editing.plan import label
 from stages.editing.resume import Records
+from stages.editing.team import Team
 from stages.okedit.schema import of_split
-from stages.scoring import routing, scores
+from stages.scoring import scope, scores
 
-PROBES = 2  # of each kind, that a setting is judged on
-COLUMNS = [*choices.AXES, "setting", *scores.HM_PARTS, "hm", "steps", "edits", "chosen", "made_from", "code"]
+COLUMNS = [
+    *choices.AXES, "setting", "scope", *scores.HM_PARTS, "hm", "tied", "steps", "edits", "chosen", "made_from", "code",
+]  # fmt: skip
 
 
-def chosen(cell: Cell, records: Records, path: Path = TABLE) -> tuple[Mapping[str, Any], list[Line]]:
+def chosen(team: Team, records: Records, path: Path = TABLE) -> tuple[Mapping[str, Any], list[Line]]:
     """The settings that a cell's edits use, those that its code chose before or chooses now, and what was tried for that now."""
-    hyper, by = choices.known(cell, path)
-    if hyper is not None and by in (None, cell.code):
+    plan = team.plan
+    hyper, by = choices.known(plan, path)
+    if hyper is not None and by in (None, plan.code):
         return hyper, []
-    table = tried(cell, records)
+    table = tried(team, records)
     best = table.loc[table["chosen"], "setting"].iloc[0]
-    return next(hyper for hyper in cell.grid if label(hyper) == best), lines(table)
+    return next(hyper for hyper in plan.grid if label(hyper) == best), lines(table)
 
 
-def chosen_beside(cell: Cell) -> Mapping[str, Any]:
+def chosen_beside(team: Team) -> Mapping[str, Any]:
     """The same, for who measures a cell and leaves its own records as they are; a choice stands here whatever code made it."""
-    hyper, _ = choices.known(cell)
-    with tempfile.TemporaryDirectory() as folder, Records(Path(folder) / cell.name, "") as records:
-        return chosen(cell, records)[0] if hyper is None else hyper
+    hyper, _ = choices.known(team.plan)
+    with tempfile.TemporaryDirectory() as folder, Records(Path(folder) / team.plan.name, "") as records:
+        return chosen(team, records)[0] if hyper is None else hyper
 
 
-def tried(cell: Cell, records: Records) -> pd.DataFrame:
-    """Every setting of the grid with its scores on dev edits, of the first seed and on a few probes of each kind. The chosen one
-    has the highest HM; of equals the fewest steps an edit, then the highest mean of the parts of HM, then the first place.
+def tried(team: Team, records: Records) -> pd.DataFrame:
+    """Every setting of the grid with its scores on dev edits, of the first seed, at the value of its scope that is best for it.
+    `tied` are those that dev edits cannot tell from the best (`scores.tied`); one of them is `chosen`.
     """
-    dev = of_split(cell.rows, "dev")
-    router = "oracle" if cell.method.router == "codebook" else cell.method.router
-    judged, asked, found = replace(cell.method, router=router), cell.asking(PROBES), []
-    for hyper in cell.grid:
-        trace = pd.DataFrame(asked.trace(hyper, dev, cell.seeds[:1], records))
-        table = scores.per_edit(routing.route(trace, routing.routed_on(trace, judged)), "strict")
+    plan, found, parts = team.plan, [], []
+    dev = of_split(plan.rows, "dev")
+    team.learn(plan.grid, [fit_seed(plan.seeds[0])])
+    for hyper in plan.grid:
+        trace = pd.DataFrame(team.trace(hyper, dev, plan.seeds[:1], records))
+        at = scope.choose(trace, plan.method)
+        parts.append(at.parts)
+        means = dict(zip(scores.HM_PARTS, scores.nanmean(at.parts), strict=True))
         steps = float(trace.groupby("edit_id")["steps"].first().mean())
-        found.append({"setting": label(hyper)} | scores.hm_and_parts(table) | {"steps": steps})
-    at = dict(zip(choices.AXES, (cell.dataset, cell.backbone_name, cell.method.name), strict=True))
-    table = pd.DataFrame(found).assign(**at, edits=len(dev), made_from=choices.made_from(cell), code=cell.code)
-    ranked = table.assign(mean=-table[list(scores.HM_PARTS)].mean(axis=1), score=-table["hm"].round(6))
-    best = ranked.sort_values(["score", "steps", "mean"], kind="stable")
-    return table.assign(chosen=table.index == best.index[0])[COLUMNS]
+        number = at.method.scope_value if at.method.scope else float("nan")
+        found.append({"setting": label(hyper), "scope": number} | means | {"hm": float(scores.hm_of(at.parts)), "steps": steps})
+    cell = dict(zip(choices.AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
+    table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)
+    table["tied"] = scores.tied(np.stack(parts), int(table["hm"].argmax()))
+    published = asdict(module_of(plan.method.editor).Settings())
+    far = [sum(hyper[name] != published[name] for name in published) for hyper in plan.grid]
+    ranked = table[table["tied"]].assign(far=np.array(far)[table["tied"]], worse=-table["hm"])
+    best = ranked.sort_values(["steps", "far", "worse"], kind="stable").index[0]
+    return table.assign(chosen=table.index == best)[COLUMNS]
 
 
 def lines(table: pd.DataFrame) -> list[Line]:

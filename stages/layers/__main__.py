@@ -7,6 +7,7 @@ probes run through. Interrupted work resumes.
 """
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -22,10 +23,11 @@ from stages.editing import tuning
 from stages.editing.cell import Cell
 from stages.editing.plan import Plan
 from stages.editing.resume import Records
+from stages.editing.team import Team
 from stages.metrics.files import write_csv
-from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.scoring import routing, scores
+from stages.scoring.scope import settled
 
 OUT = Path("reports/layers.csv")
 COLUMNS = ["dataset", "backbone", "method", "layer", "alpha", "inverted", "protocol", "metric", "mean", "low", "high", "n"]
@@ -41,12 +43,12 @@ def main() -> None:
     tables = []
     for dataset, backbone in product(params.datasets, params.edited):
         whole = Cell.open(params, Plan.of(params, dataset, backbone, ours))
-        hyper = tuning.chosen_beside(whole)  # what its edits have at their own depth
+        hyper = tuning.chosen_beside(Team.alone(whole))  # what its edits have at their own depth
         cell = few_edits(whole, params)
         views = [seen_from(cell.backbone, layer) for layer in params.layers.at]
         cells = [at_depth(cell, view) for view in views]
         with contextlib.ExitStack() as stack:
-            kept = [stack.enter_context(one.records()) for one in cells]
+            kept = [stack.enter_context(records(one)) for one in cells]
             for one, records in zip(cells, kept, strict=True):
                 table = depth(params, one, hyper, records)
                 tables.append(table.assign(dataset=dataset, backbone=backbone, method=ours, layer=one.backbone.layer))
@@ -64,6 +66,12 @@ def at_depth(cell: Cell, view: Backbone) -> Cell:
     return replace(cell, backbone=view, fingerprint=view.fingerprint, backbone_name=name, trunk=trunk)
 
 
+def records(cell: Cell) -> Records:
+    """Where a depth's finished edits are kept."""
+    made_from = [cell.code, cell.fingerprint, cell.grid, cell.rows, cell.samples, cell.trunk.pictures]
+    return Records(Path("data/.resume") / cell.name, json.dumps(made_from))
+
+
 def few_edits(cell: Cell, params: Params) -> Cell:
     """The cell with its first test edits, as many dev edits and a few probes of each kind."""
     test, dev = ([row for row in cell.rows if row["split"] == split][: params.layers.test] for split in ("test", "dev"))
@@ -72,7 +80,7 @@ def few_edits(cell: Cell, params: Params) -> Cell:
 
 def depth(params: Params, cell: Cell, hyper: Mapping[str, Any], records: Records) -> pd.DataFrame:
     """α, the share of edits with d⁺ > d⁻, and protocol, metric, mean, low, high, n of one depth's test edits."""
-    trace = pd.DataFrame(cell.trace(hyper, cell.rows, cell.seeds[:1], records))
+    trace = pd.DataFrame(Team.alone(cell).trace(hyper, cell.rows, cell.seeds[:1], records))
     method = settled(cell.method, trace)
     routed = routing.route(trace, routing.routed_on(trace, method))
     test = routed[routed["split"] == "test"]

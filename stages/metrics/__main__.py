@@ -13,9 +13,9 @@ import pandas as pd
 
 from stages.metrics import paired, strata
 from stages.metrics.files import read_trace, write_csv
-from stages.metrics.tuning import settled
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scores
+from stages.scoring.scope import settled
 
 AXES = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "n"]

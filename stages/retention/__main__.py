@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from stages.editing.declared import declared
 from stages.metrics.files import read_trace, write_csv
-from stages.metrics.tuning import settled
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.retention import retention
 from stages.scoring import routing
+from stages.scoring.scope import settled
 from stages.sequences import cache
 from stages.sequences.orders import HELD_OUT, orders, points
 
@@ -41,8 +41,8 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
     tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
     few = replace(tables, edits=tables.edits[: method.sequence.shared])
     kinds, drawn, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
+    method = settled(method, read_trace(dataset, backbone, name))
     if method.router == "codebook":
-        method = settled(method, read_trace(dataset, backbone, name))
         reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
         whole, at = orders_of(params, dataset, tables.edits), points(params.sequence, len(tables.edits))
@@ -50,8 +50,9 @@ def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.Data
         if len(tables.rollout):
             kinds["released code"] = retention.shared(few, drawn, radii, column)
     else:
+        threshold = method.threshold if method.router == "builtin" else None
         beside = getattr(declared(method.editor), "MEMORY_BASED", False)
-        kinds["memory" if beside else "weights"] = retention.shared(few, drawn, None, "", beside)
+        kinds["memory" if beside else "weights"] = retention.shared(few, drawn, None, "", beside, threshold)
     on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
     kinds["alone"] = [retention.alone(tables, on)]
     for memory, reached in kinds.items():

@@ -109,9 +109,9 @@ class Tables:
 
 def alone(tables: Tables, on: pd.Series) -> Point:
     """Every edit by itself, on the probes that sequences ask; `on` says by (edit_id, probe) whether the edit answers."""
-    fires = on.reindex(tables.index, fill_value=False).to_numpy(dtype=bool)
+    answers = on.reindex(tables.index, fill_value=False).to_numpy(dtype=bool)
     own = {name: tables.queries[source].to_numpy(dtype=float) for name, source in OUTCOMES.items()}
-    point = tables.point(0, tables.edits, {name: np.where(fires, own[name], tables.unedited[name]) for name in OUTCOMES}, {})
+    point = tables.point(0, tables.edits, {name: np.where(answers, own[name], tables.unedited[name]) for name in OUTCOMES}, {})
     return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(tables.edits)])
 
 
@@ -132,17 +132,22 @@ def codebook(
 
 
 def shared(
-    tables: Tables, orders: Sequence[Sequence[int]], radii: Mapping[str, float] | None, column: str, beside: bool = False
+    tables: Tables,
+    orders: Sequence[Sequence[int]],
+    radii: Mapping[str, float] | None,
+    column: str,
+    beside: bool = False,
+    threshold: float | None = None,
 ) -> Iterator[Point]:
-    """Sequences in one set of weights. They answer the queries that the editor's own router lets through, all where it has none,
-    or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All edits are
-    kept where they stand `beside` each other, else what the last one left.
+    """Sequences in one set of weights. They answer all queries, or those whose score by the editor's own router is at least the
+    `threshold`, or, as BalancEdit's released code has it, those within the last edit's radius of any key: `radii` by edit_id. All
+    edits are kept where they stand `beside` each other, else what the last one left.
     """
     table = None if radii is None else tables.matrix(column)
     for (number, made), rows in tables.rollout.groupby(["order", "made"]):
         done = [tables.edits[i] for i in orders[number][:made]]
         now = rows.set_index(QUERY).reindex(tables.index)
-        on = now["fires"].to_numpy() > 0.5
+        on = np.ones(len(now), dtype=bool) if threshold is None else now["score"].to_numpy() >= threshold
         if table is not None:
             on = table[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
         found = {

@@ -14,7 +14,7 @@ from stages.settings import Key, Method, Radius
 
 EDIT = ["seed", "edit_id"]
 READ = (
-    *EDIT, "split", "kind", "probe", "target_off", "target_on", "same_on", "tf_off", "tf_on", "top10_on", "correct_off", "fires",
+    *EDIT, "split", "kind", "probe", "target_off", "target_on", "same_on", "tf_off", "tf_on", "top10_on", "correct_off", "score",
     "diverged",
 )  # fmt: skip  # columns of a trace, beside distances, that routing and scoring read
 ENDS = {"positive": 1.0, "negative": 0.0}  # strategies that are the balance's ends
@@ -84,11 +84,12 @@ def within(trace: pd.DataFrame, reach: np.ndarray, column: str) -> np.ndarray:
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
     """[rows] bool: the edit answers this query.
 
-    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `builtin`: the editor's own router.
+    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `builtin`: the score of the editor's
+    own router is at least the threshold.
     `oracle`: exactly the queries that the edit must reach. `always` and `never` force it on and off.
     """
     if method.router == "builtin":
-        return trace["fires"].to_numpy(dtype=bool)
+        return trace["score"].to_numpy(dtype=float) >= method.threshold
     if method.router == "oracle":
         return trace["kind"].isin(REACHED).to_numpy()
     if method.router != "codebook":

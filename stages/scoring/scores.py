@@ -80,12 +80,38 @@ def judged(trace: pd.DataFrame, on: np.ndarray, protocol: str) -> dict[str, np.n
     return of_kinds(Asked.of(trace).means(worth(trace["kind"].isin(REACHED).to_numpy(), target, same, tf, protocol)))
 
 
+def hm_parts(trace: pd.DataFrame, on: np.ndarray) -> np.ndarray:
+    """[..., edits, 3]: the parts of each edit's strict HM under each of many routings, `on` [..., rows]."""
+    asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
+    table = judged(trace[asked], on[..., asked], "strict")
+    nothing = np.full((*on.shape[:-1], trace["edit_id"].nunique()), np.nan)
+    return np.stack([table.get(part, nothing) for part in HM_PARTS], -1)
+
+
+def hm_of(parts: np.ndarray) -> np.ndarray:
+    """[...]: HM of the means over edits of `hm_parts` [..., edits, 3]; -1 where a part is missing, so that it is never best."""
+    return np.nan_to_num(harmonic_mean(nanmean(parts, axis=-2)), nan=-1.0)
+
+
 def hms(trace: pd.DataFrame, on: np.ndarray) -> np.ndarray:
     """[...]: strict HM of a trace under each of many routings, `on` [..., rows]; -1 where a part is missing."""
-    asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
-    table, nothing = judged(trace[asked], on[..., asked], "strict"), np.full((*on.shape[:-1], 1), np.nan)
-    parts = [nanmean(table.get(part, nothing), axis=-1) for part in HM_PARTS]
-    return np.nan_to_num(harmonic_mean(np.stack(parts, -1)), nan=-1.0)
+    return hm_of(hm_parts(trace, on))
+
+
+def tied(parts: np.ndarray, best: int) -> np.ndarray:
+    """[settings] bool: whose HM is within one standard error of the best one's, from `hm_parts` [settings, edits, 3] of the same
+    edits: the rule of Breiman et al. (Classification and Regression Trees, 1984, section 3.4.3) for equals.
+
+    The standard error is that of the paired difference, by the delta method: HM's slope in a part m is HM² / 3m².
+    """
+    means, known = nanmean(parts, axis=-2), np.isfinite(parts)
+    above = np.maximum(means, 1e-12)
+    slope = (harmonic_mean(above)[..., None] / above) ** 2 / parts.shape[-1]
+    share = np.where(known, parts - means[..., None, :], 0) / known.sum(-2)[..., None, :]
+    pull = (slope[..., None, :] * share).sum(-1)  # [settings, edits]: what each edit adds to HM's error
+    error = np.sqrt(((pull - pull[best]) ** 2).sum(-1))
+    found = hm_of(parts)
+    return found >= found[best] - error - 1e-9
 
 
 def resample(edits: int, resamples: int, seed: int) -> np.ndarray:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from stages.editing import check
-from stages.editing.cell import Cell, Makes, Row
+from stages.editing.cell import Cell, Makes, Row, fit_seed
 from stages.editing.edits import Edit
+from stages.editing.team import Team
 from stages.editing.trace import distances_to_key
 from stages.params import derive_seed
 from stages.sequences.orders import HELD_OUT, points
@@ -24,9 +25,16 @@ from stages.settings import Sequence as Settings
 Tables = Mapping[str, pd.DataFrame]
 
 
-def differs(cell: Cell, hyper: Mapping[str, Any], settings: Settings, kept: Tables, root: int) -> str:
+def differs(team: Team, hyper: Mapping[str, Any], settings: Settings, kept: Tables, root: int) -> str:
     """In words, the first difference between a cell's tables and what is made again; "" where there is none."""
-    make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
+    team.learn([hyper], [fit_seed(team.plan.seeds[0])])
+    return next(team.each(difference, [(hyper, settings, kept, root)]))
+
+
+def difference(cell: Cell, item: tuple[Mapping[str, Any], Settings, Tables, int]) -> str:
+    """The same, of an open cell."""
+    hyper, settings, kept, root = item
+    make, shared = cell.prepared(hyper | {"seed": fit_seed(cell.seeds[0])})
     made = [row for row in cell.rows if row["split"] != HELD_OUT]
     some = check.some(made, derive_seed(root, "check", cell.dataset, cell.backbone_name))
     edits = cell.made(make, hyper, some, cell.seeds[0])

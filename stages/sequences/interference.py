@@ -6,6 +6,7 @@ key is kept, and its outcome under each edit that may answer it then: radii are 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,52 +14,85 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from stages.editing.cell import Cell
+from stages.editing.cell import Cell, fit_seed
 from stages.editing.edits import Edit
 from stages.editing.resume import Records
+from stages.editing.team import Team
 from stages.editing.trace import distances_to_key
-from stages.params import derive_seed
-from stages.sequences.probes import KEPT, ProbeSet, Row, outcomes
+from stages.sequences.orders import HELD_OUT
+from stages.sequences.probes import KEPT, ProbeSet, Row, outcomes, probe_sets
 
 SPARE = 2.0  # an entry may widen so many times its farthest sample as it takes in edits of its target
 Orders = Sequence[Sequence[int]]
 Table = np.ndarray  # [queries, edits]: a row each probe of all that is asked, a column each edit that is made
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Some edits, made under the settings `hyper`, and which of all probes each may answer: `wanted` [edits, queries], None
+    without a codebook.
+    """
+
+    hyper: Mapping[str, Any]
+    rows: Sequence[Row]
+    wanted: np.ndarray | None
+
+
 def each(
-    cell: Cell,
-    hyper: Mapping[str, Any],
-    made: Sequence[Row],
-    probes: Sequence[ProbeSet],
-    drawn: Orders,
-    at: Sequence[int],
-    records: Records,
+    team: Team, hyper: Mapping[str, Any], made: Sequence[Row], drawn: Orders, at: Sequence[int], records: Records
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The trace of the edits `made` and of what is held out, and, behind a codebook, one row a made edit, called `entry`, and a
     probe of any edit. `drawn` are the orders of the edits, by number, and all is tested after so many as `at` says.
     """
-    make, shared = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
-    tables = distances(cell, made, probes) if cell.method.router == "codebook" else {}
-    wanted = may_answer(tables, cell, made, probes, drawn, at) if tables else None
+    plan = team.plan
+    team.learn([hyper], [fit_seed(plan.seeds[0])])
+    asked, tables, wanted = next(team.each(meetings, [(made, drawn, at)]))
     names = [f"each-{row['edit_id']}" for row in made]
-    missing = [column for column, name in enumerate(names) if name not in records]
-    for start in tqdm(range(0, len(missing), cell.batch), desc=f"{cell.name}, each, {cell.batch} at a time"):
-        columns = missing[start : start + cell.batch]
-        rows = [made[column] for column in columns]
-        edits = cell.made(make, hyper, rows, cell.seeds[0])
-        traced = cell.traced(rows, cell.seeds[0], edits, shared)
-        for column, edit, own in zip(columns, edits, traced, strict=True):
-            met = [] if wanted is None else outcomes(cell, edit, chosen(probes, wanted[:, column]))
-            records[names[column]] = [{"own": own, "met": met}]
+    parts = [range(start, min(start + team.batch, len(made))) for start in range(0, len(made), team.batch)]
+    parts = [part for part in parts if not all(names[column] in records for column in part)]
+    work = [Meeting(hyper, [made[c] for c in part], None if wanted is None else wanted[:, list(part)].T) for part in parts]
+    with tqdm(total=len(made), initial=len(made) - sum(map(len, parts)), desc=f"{plan.name}, each") as progress:
+        for part, found in zip(parts, team.each(meet, work), strict=True):
+            for column, one in zip(part, found, strict=True):
+                records[names[column]] = [one]
+            progress.update(len(part))
     own, met = [], []
     for row, name in zip(made, names, strict=True):
         (found,) = records[name]
         own.append(pd.DataFrame(found["own"]))
         met += [{"entry": row["edit_id"]} | one for one in found["met"]]
-    aside = [one.row for one in probes if one.held_out]
-    for rows in cell.traced(aside, cell.seeds[0], [Edit()] * len(aside), shared):
-        own.append(pd.DataFrame(rows))
-    return pd.concat(own, ignore_index=True), long(tables, made, probes, met) if tables else pd.DataFrame()
+    aside = [row for row in plan.rows if row["split"] == HELD_OUT]
+    for rows in team.each(left_alone, [aside[i : i + team.batch] for i in range(0, len(aside), team.batch)]):
+        own += [pd.DataFrame(one) for one in rows]
+    return pd.concat(own, ignore_index=True), long(tables, made, asked, met) if tables else pd.DataFrame()
+
+
+def meetings(
+    cell: Cell, item: tuple[Sequence[Row], Orders, Sequence[int]]
+) -> tuple[list[dict[str, Any]], dict[str, Table], np.ndarray | None]:
+    """All that is asked, its distances to every key, and which edit may answer it: none of both without a codebook."""
+    made, drawn, at = item
+    probes = probe_sets(cell)
+    asked = [key for one in probes for key in one.labels()]
+    if cell.method.router != "codebook":
+        return asked, {}, None
+    tables = distances(cell, made, probes)
+    return asked, tables, may_answer(tables, cell, made, probes, drawn, at)
+
+
+def meet(cell: Cell, item: Meeting) -> list[dict[str, Any]]:
+    """Of each edit the rows of its own trace, and what it does to the probes of others that it may answer."""
+    make, shared = cell.prepared(item.hyper | {"seed": fit_seed(cell.seeds[0])})
+    edits, probes = cell.made(make, item.hyper, item.rows, cell.seeds[0]), probe_sets(cell)
+    traced = cell.traced(item.rows, cell.seeds[0], edits, shared)
+    wanted = [None] * len(edits) if item.wanted is None else item.wanted
+    met = [[] if one is None else outcomes(cell, edit, chosen(probes, one)) for edit, one in zip(edits, wanted, strict=True)]
+    return [{"own": own, "met": one} for own, one in zip(traced, met, strict=True)]
+
+
+def left_alone(cell: Cell, rows: Sequence[Row]) -> list[list[dict[str, Any]]]:
+    """The traces of edits that are not made."""
+    return cell.traced(rows, cell.seeds[0], [Edit()] * len(rows), [])
 
 
 def chosen(probes: Sequence[ProbeSet], wanted: np.ndarray) -> list[ProbeSet]:
@@ -135,10 +169,10 @@ def nearest(table: Table, owner: np.ndarray, absent: np.ndarray, subsets: Sequen
 
 
 def long(
-    tables: Mapping[str, Table], made: Sequence[Row], probes: Sequence[ProbeSet], met: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Table], made: Sequence[Row], asked: Sequence[Mapping[str, Any]], met: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
     """One row a made edit and a probe: the distances, and the outcomes where there are any, else NaN."""
-    known = pd.DataFrame([key for one in probes for key in one.labels()])
+    known = pd.DataFrame(asked)
     index = pd.MultiIndex.from_arrays(
         [np.repeat([row["edit_id"] for row in made], len(known)), *(np.tile(known[name], len(made)) for name in known)],
         names=["entry", *known],

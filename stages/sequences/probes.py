@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell, few
 from stages.editing.edits import Edit
@@ -16,8 +14,8 @@ from stages.okedit.schema import LOCALITY_KINDS
 from stages.sequences.orders import HELD_OUT
 
 ASIDE = ("hop1", "hop2", "black_image")  # kinds that sequences do not ask
-KEPT = ("target_on", "same_on", "tf_on", "fires")
-NONE, LEFT_ALONE = Edit(), Edit(fires=lambda queries, *_: torch.zeros(len(queries), dtype=torch.bool))
+KEPT = ("target_on", "same_on", "tf_on", "score")
+NONE = Edit()
 Row = Mapping[str, Any]
 
 
@@ -59,17 +57,20 @@ class ProbeSet:
         return ProbeSet(self.row, numbers, probes, select(self.states, places))
 
     def answering(self, cell: Cell, edit: Edit, place: int) -> Edit:
-        """The edit that a probe's outcome is of. Where an edit recalls others it is the one recalled, or none where the router of
-        that one leaves the probe alone. An edit of pictures' tokens that meets no picture is none.
+        """The edit that a probe's outcome is of: the one recalled where an edit recalls others. An edit of pictures' tokens that
+        meets no picture is none.
         """
         query = self.probes[place].query
-        if edit.recall is None:
-            return NONE if query.image_id is None and edits_image_features(edit, cell.backbone) else edit
-        one, states = edit.recall(query), self.states
-        rows = slice(place, place + 1)
-        if one.fires is None or one.fires([query], states.hidden[rows], states.mask[rows], states.positions[..., rows, :]).all():
-            return one
-        return LEFT_ALONE
+        if edit.recall is not None:
+            return edit.recall(query)
+        return NONE if query.image_id is None and edits_image_features(edit, cell.backbone) else edit
+
+
+def probe_sets(cell: Cell) -> list[ProbeSet]:
+    """What is asked of all edits of a cell, read once."""
+    if "probes" not in cell.memo:
+        cell.memo["probes"] = [ProbeSet.of(cell, row) for row in cell.rows]
+    return cell.memo["probes"]
 
 
 def outcomes(cell: Cell, edit: Edit, sets: Sequence[ProbeSet]) -> list[dict[str, Any]]:

@@ -3,43 +3,53 @@ memory (SERAC), each goes on from the one before. Such sequences are rolled out:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from stages.editing.cell import Cell, Makes
+from stages.editing.cell import Cell, Makes, fit_seed
 from stages.editing.edits import Edit
 from stages.editing.resume import Records
-from stages.params import derive_seed
+from stages.editing.team import Team
 from stages.sequences.orders import orders, points
-from stages.sequences.probes import ProbeSet, Row, outcomes
+from stages.sequences.probes import Row, outcomes, probe_sets
 from stages.settings import Sequence as Settings
 
 
+@dataclass(frozen=True)
+class Order:
+    """Edits that follow on each other under the settings `hyper`, and after how many all is tested."""
+
+    hyper: Mapping[str, Any]
+    number: int
+    rows: Sequence[Row]
+    at: Sequence[int]
+
+
 def rollout(
-    cell: Cell,
-    hyper: Mapping[str, Any],
-    made: Sequence[Row],
-    probes: Sequence[ProbeSet],
-    settings: Settings,
-    seed: int,
-    records: Records,
+    team: Team, hyper: Mapping[str, Any], made: Sequence[Row], settings: Settings, seed: int, records: Records
 ) -> pd.DataFrame:
     """One row an order, a number of edits made, and a probe of an edit made so far or of one that is held out."""
-    make, _ = cell.prepared(hyper | {"seed": derive_seed(cell.seeds[0], "fit")})
-    by_id, at, found = {one.row["edit_id"]: one for one in probes}, points(settings, len(made)), []
-    held_out = [one for one in probes if one.held_out]
-    for number, order in enumerate(orders(made, settings.orders, seed)):
-        name = f"rollout-{number}"
-        if name not in records:
-            rows = []
-            for done, last in sequence(cell, make, hyper, tqdm(order, desc=f"{cell.name}, order {number}"), at):
-                tested = [*(by_id[row["edit_id"]] for row in order[:done]), *held_out]
-                rows += [{"order": number, "made": done} | one for one in outcomes(cell, last, tested)]
-            records[name] = rows
-        found.append(pd.DataFrame(records[name]))
-    return pd.concat(found, ignore_index=True)
+    team.learn([hyper], [fit_seed(team.plan.seeds[0])])
+    at, drawn = points(settings, len(made)), orders(made, settings.orders, seed)
+    work = [Order(hyper, i, order, at) for i, order in enumerate(drawn) if f"rollout-{i}" not in records]
+    for order, rows in zip(work, team.each(rolled_out, work), strict=True):
+        records[f"rollout-{order.number}"] = rows
+    return pd.concat([pd.DataFrame(records[f"rollout-{i}"]) for i in range(len(drawn))], ignore_index=True)
+
+
+def rolled_out(cell: Cell, order: Order) -> list[dict[str, Any]]:
+    """The rows of one order."""
+    make, _ = cell.prepared(order.hyper | {"seed": fit_seed(cell.seeds[0])})
+    by_id, rows = {one.row["edit_id"]: one for one in probe_sets(cell)}, []
+    held_out = [one for one in by_id.values() if one.held_out]
+    shown = tqdm(order.rows, desc=f"{cell.name}, order {order.number}", position=order.number)
+    for done, last in sequence(cell, make, order.hyper, shown, order.at):
+        tested = [*(by_id[row["edit_id"]] for row in order.rows[:done]), *held_out]
+        rows += [{"order": order.number, "made": done} | one for one in outcomes(cell, last, tested)]
+    return rows
 
 
 def sequence(

@@ -1,9 +1,10 @@
 """SERAC (Mitchell et al., ICML 2022, section 3): edits stay in a memory; a scope classifier sends a query that one of them covers
 to a counterfactual model, which reads that edit before the query. The base model answers all others.
 
-- The scope classifier g is the paper's embedding variant (section 3.2): exp(−‖f(z) − f(x)‖²) of edit and query, in scope above
-  one half. f is MiniLM times a number that is learnt on pairs of train edits. The encoder stays frozen, and no more is learnt:
-  the train edits have few phrasings, and a linear map in that place learns them by heart, and leaves more of others outside.
+- The scope classifier g is the paper's embedding variant (section 3.2): exp(−‖f(z) − f(x)‖²) of edit and query, in scope from
+  the method's threshold on (the paper: one half). f is MiniLM times a number that is learnt on pairs of train edits. The encoder
+  stays frozen, and no more is learnt: the train edits have few phrasings, and a linear map in that place learns them by heart,
+  and leaves more of others outside.
 - The counterfactual model h is smaller than the base model in what it trains: low-rank updates of every layer of the language
   model. It is trained on the train edits' queries in scope to answer y after "q y" (section 3.3).
 
@@ -136,12 +137,12 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
     """Put the edit in the memory, behind those that are there: no training, and the router is the scope classifier."""
     key, scope = sentences.embed([request.query.question])[0], fitted["scope"]
 
-    def fires(queries: Sequence[Query], *_states: torch.Tensor) -> torch.Tensor:
-        return similarity(scope, key, sentences.embed([q.question for q in queries])) > 0.5
+    def scores(queries: Sequence[Query], *_states: torch.Tensor) -> torch.Tensor:
+        return similarity(scope, key, sentences.embed([q.question for q in queries]))
 
     maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
     added = lora.updates(maps, fitted["counterfactual"], settings["scale"] / settings["rank"])
-    made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), fires=fires)
+    made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), scores=scores)
     alone, before = full_forward.measured(backbone, request, made), request.start.recall if request.start else None
     keys, edits = (key[None], (alone,)) if before is None else (torch.cat([before.keys, key[None]]), (*before.edits, alone))
     return replace(alone, recall=Memory(keys, edits))

@@ -3,8 +3,8 @@
 The value matrix W is the MLP's output map of layer ℓ and A(x) its input. The side memory W′ is fitted to the edit with a margin
 loss on its activation Δ(x) = ‖A(x)·(W′ − W)‖ (section 2.3.1): below α on irrelevant queries, above β on the edit, γ between the
 two. Only a random share of W′'s entries is trained, by plain gradient steps, each entry within `bound` of W's, as in EasyEdit. A
-query goes to the side memory where its activation reaches a share `ratio` of the edit's own; both are means over the prompt. Each
-edit has one irrelevant query, as in the paper: a train edit's own.
+query goes to the side memory where its activation, as a share of the edit's own, reaches the method's threshold (EasyEdit: 0.88);
+both are means over the prompt. Each edit has one irrelevant query, as in the paper: a train edit's own.
 
 In a sequence (section 2.3.2) `SHARD` edits train one share of the entries, the next ones another, from W again. What answers is
 one side memory, merged of all shards by TIES (Yadav et al., NeurIPS 2023, section 4.2), and the least activation of any edit
@@ -40,13 +40,12 @@ DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
 @dataclass(frozen=True)
 class Settings:
-    """Margins α, β, γ, the share of trained entries, the share of the edit's activation that routes, and gradient descent's."""
+    """Margins α, β, γ, the share of trained entries, how far an entry may go, and gradient descent's rate and steps."""
 
     alpha: float = entry(number(0), default=5.0)
     beta: float = entry(number(0), default=20.0)
     gamma: float = entry(number(0), default=10.0)
     mask: float = entry(number(0, 1), default=0.2)
-    ratio: float = entry(number(0), default=0.88)
     bound: float = entry(number(above=0), default=1.0)
     lr: float = entry(number(above=0), default=1.0)
     steps: int = entry(count(1), default=70)
@@ -63,7 +62,6 @@ class SideMemory:
     trained: torch.Tensor
     edits: int
     least: torch.Tensor
-    ratio: float
 
     @cached_property
     def merged(self) -> torch.Tensor:
@@ -73,7 +71,8 @@ class SideMemory:
     def __call__(
         self, _queries: Sequence[Query], hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        return (score(activations(self.backbone, hidden, mask, positions), self.merged, mask) >= self.ratio * self.least).cpu()
+        """[B]: the activation of each query as a share of the least."""
+        return (score(activations(self.backbone, hidden, mask, positions), self.merged, mask) / self.least).cpu()
 
 
 def ties(differences: Sequence[torch.Tensor], density: float) -> torch.Tensor:
@@ -168,10 +167,10 @@ def edit_batch(
                 deltas.clamp_(-one["bound"], one["bound"])
     found, active = [], score(own, deltas.requires_grad_(False), batch.prompt)
     for i, (loss, lead, begun) in enumerate(zip(losses.tolist(), leads.tolist(), first, strict=True)):
-        before, least = requests[i].start.fires if requests[i].start else None, active[i].clone()
+        before, least = requests[i].start.scores if requests[i].start else None, active[i].clone()
         least, edits = (least.minimum(before.least), before.edits + 1) if before else (least, 1)
-        side = SideMemory(backbone, (*finished[i], deltas[i].clone()), trained[i], edits, least, one["ratio"])
-        made = Edit(added=differences([value], [side.merged]), fires=side, steps=step, loss=loss, reached=lead > 0)
+        side = SideMemory(backbone, (*finished[i], deltas[i].clone()), trained[i], edits, least)
+        made = Edit(added=differences([value], [side.merged]), scores=side, steps=step, loss=loss, reached=lead > 0)
         found.append(made if math.isfinite(loss) and loss <= begun * (1 + NOISE) else DIVERGED)
     return found
 
@@ -182,7 +181,7 @@ def begin(
     """What an edit goes on from: the shards that are finished, which entries [out, in] of the next are trained, and its
     difference so far.
     """
-    before = request.start.fires if request.start else None
+    before = request.start.scores if request.start else None
     if before is not None and before.edits % SHARD:
         return before.shards[:-1], before.trained, before.shards[-1]
     trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)

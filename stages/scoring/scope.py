@@ -1,0 +1,99 @@
+"""The one number of a method's scope, and its choice on dev edits: the same rule and as many points for every method.
+
+BalancEdit's is α, a constant radius is ε itself, and an editor with a router of its own has a threshold on the router's score.
+`dev` in params.yaml takes the value of the highest strict HM on dev edits. Values to choose from lie where dev edits' queries
+come into the scope, at quantiles; the published value is one of them, and is taken where dev edits cannot tell it from the best.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from stages.params import UserError
+from stages.scoring import routing, scores
+from stages.settings import DEV, Method
+
+POINTS = 21  # values of a scope that every method has to choose from
+ENDS = {"alpha": (0.0, 1.0), "epsilon": (0.0, np.inf), "threshold": (-np.inf, np.inf)}  # what a number may be
+PLACE = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": "threshold"}  # where params.yaml has it
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method with a number for its scope, what stood to choose from with the strict HM of dev edits under each, and the parts
+    of HM [dev edits, 3] under the chosen one.
+    """
+
+    method: Method
+    values: np.ndarray
+    hms: np.ndarray
+    parts: np.ndarray
+
+
+def at(method: Method, chosen: float) -> Method:
+    """The method with that number."""
+    if method.scope == "threshold":
+        return replace(method, threshold=chosen)
+    return replace(method, radius=replace(method.radius, **{method.scope: chosen}))
+
+
+def entering(trace: pd.DataFrame, method: Method) -> np.ndarray:
+    """[rows]: the value of the number at which each query just comes into its edit's scope; NaN where none is."""
+    if method.scope == "threshold":
+        return trace["score"].to_numpy(dtype=float)
+    far = trace[routing.distance_column(method.key, method.radius)].to_numpy(dtype=float)
+    if method.scope == "epsilon":
+        return far
+    found, rows = routing.sample_distances(trace, method.key, method.radius), routing.edits_of(trace)[1]
+    plus, minus = found["d_plus"].to_numpy(), found["d_minus"].to_numpy()
+    if method.radius.strategy == "mean":
+        plus, minus = (np.full_like(one, one.mean()) for one in (plus, minus))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return ((minus[rows] - far) / (minus - plus)[rows]).astype(float)
+
+
+def points(trace: pd.DataFrame, method: Method, count: int = POINTS) -> np.ndarray:
+    """Values to choose from, ascending: quantiles of those at which the queries of a trace come into the scope, both ends of α,
+    and the published value: `count` of them, fewer where queries come in together.
+    """
+    low, high = ENDS[method.scope]
+    asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
+    found = entering(trace, method)
+    found = found[asked & np.isfinite(found) & (found > low) & (found < high)]
+    fixed = {one for one in (low, high, method.published) if one is not None and np.isfinite(one)}
+    fixed -= {0.0} if method.scope == "epsilon" else set()
+    spread = np.quantile(found, np.linspace(0, 1, count - len(fixed))) if len(found) else []
+    return np.unique([*fixed, *spread])
+
+
+def choose(trace: pd.DataFrame, method: Method) -> Chosen:
+    """The method as the edits of `trace` have it: the published value where it is within noise of the best (`scores.tied`), else
+    the best, the middle one of equals. One without a number stays as it is.
+    """
+    if method.scope is None:
+        parts = scores.hm_parts(trace, routing.routed_on(trace, method)[None])
+        return Chosen(method, np.array([np.nan]), scores.hm_of(parts), parts[0])
+    values = points(trace, method)
+    parts = scores.hm_parts(trace, np.stack([routing.routed_on(trace, at(method, one)) for one in values]))
+    found = scores.hm_of(parts)
+    best = np.flatnonzero(found == found.max())
+    place = int(best[(len(best) - 1) // 2])
+    known = np.flatnonzero(values == method.published)
+    if len(known) and scores.tied(parts, place)[known[0]]:
+        place = int(known[0])
+    return Chosen(at(method, float(values[place])), values, found, parts[place])
+
+
+def settled(method: Method, trace: pd.DataFrame) -> Method:
+    """The method with a number where it says `dev`, chosen on the trace's dev edits of the first seed; UserError without any.
+    α is NaN where the radius has no use for it.
+    """
+    if method.router == "codebook" and method.scope != "alpha":
+        method = replace(method, radius=replace(method.radius, alpha=float("nan")))
+    if method.scope_value != DEV:
+        return method
+    dev = trace[trace["split"] == "dev"]
+    if dev.empty:
+        raise UserError(f"{PLACE[method.scope]}: 'dev' is not allowed without dev edits; allowed: a number")
+    return choose(dev[dev["seed"] == dev["seed"].min()], method).method
