@@ -1,5 +1,5 @@
-"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,strata}.csv, reports/metrics.json and
-data/metrics/outcomes.parquet.
+"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,strata,frontier,areas}.csv,
+reports/metrics.json and data/metrics/outcomes.parquet.
 
 python -m stages.metrics
 """
@@ -11,19 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stages.metrics import paired, strata
+from stages.metrics import frontier, paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scores
 from stages.scoring.scope import settled
 
 AXES = ["backbone", "dataset", "method"]
-PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "n"]
+PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "detectable", "n"]
+INTERVALS = ["mean", "low", "high", "low_relation", "high_relation", "n"]
 
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, compared, used, stratified, rows = [], [], [], [], [], [], 0
+    scored, radii, outcomes, compared, used, stratified, curves, areas, rows = [], [], [], [], [], [], [], [], 0
     for dataset, backbone in product(params.datasets, params.edited):
         draws, tables = None, {}
         for method in params.methods.values():
@@ -40,21 +41,31 @@ def main() -> None:
             if draws is None:
                 seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
                 draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
+                of_edit = routed.drop_duplicates("edit_id").sort_values("edit_id")["relation"].to_numpy()
+                seed = derive_seed(params.seed, "bootstrap", dataset, backbone, "relation")
+                by_relation = scores.resample_groups(of_edit, params.metrics.resamples, seed)
+            curve, area = frontier.measured(trace[trace["split"] == "test"], method, draws, params.metrics.level)
+            curves.append(curve.assign(**cell))
+            areas.append(cell | area)
             for protocol in scores.PROTOCOLS:
-                tables[protocol, method.name] = scores.per_edit(routed, protocol)
-                summary = scores.summarise(tables[protocol, method.name], draws, params.metrics.level)
-                scored.append(summary.assign(**cell, protocol=protocol))
+                tables[protocol, method.name] = table = scores.per_edit(routed, protocol)
+                summary = scores.summarise(table, draws, params.metrics.level)
+                groups = scores.summarise(table, by_relation, params.metrics.level)
+                wide = groups[["low", "high"]].add_suffix("_relation")
+                scored.append(summary.join(wide).assign(**cell, protocol=protocol))
             seed = derive_seed(params.seed, "strata", dataset, backbone)
             chosen = params.metrics.resamples, params.metrics.level, seed
             parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
             stratified.append(parts.assign(**cell, protocol="strict"))
         compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
-    table = pd.concat(scored)[[*AXES, "protocol", "metric", "mean", "low", "high", "n"]]
+    table = pd.concat(scored)[[*AXES, "protocol", "metric", *INTERVALS]]
     reach = pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
     write_csv(Path("reports/scores.csv"), table)
     write_csv(Path("reports/radii.csv"), reach)
     write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
     write_csv(Path("reports/strata.csv"), pd.concat(stratified))
+    write_csv(Path("reports/frontier.csv"), pd.concat(curves)[[*AXES, *frontier.COLUMNS]])
+    write_csv(Path("reports/areas.csv"), pd.DataFrame(areas))
     write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*AXES, *PAIRED]])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")

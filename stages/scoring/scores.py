@@ -18,9 +18,10 @@ PROTOCOLS = ("strict", "teacher_forced")
 GENERALITY = ("text_generality", "image_generality", "joint_generality")
 IMAGE_LOCALITY = ("near_image", "far_image", "other_question", "unrelated", "no_image")
 LOCALITY = (*IMAGE_LOCALITY, "text_only")
+HARD_LOCALITY = ("near_image", "far_image", "other_question")  # a codebook keeps the other kinds nearly by itself
 HOPS = ("hop1", "hop2")
 HM_PARTS = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
-AVERAGES = ("text_locality", "image_locality", "locality", "hm")
+AVERAGES = ("text_locality", "image_locality", "locality", "hard_locality", "hm")
 MAIN = ("reliability", *GENERALITY, *LOCALITY, *AVERAGES, *HOPS, "black_image", "diverged")
 
 
@@ -55,7 +56,7 @@ def of_kinds(means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     table = dict(sorted(("reliability" if kind == "edit" else kind, found) for kind, found in means.items()))
     nothing = np.full_like(next(iter(means.values())), np.nan)
     table["text_locality"] = table.get("text_only", nothing)
-    for name, kinds in (("image_locality", IMAGE_LOCALITY), ("locality", LOCALITY)):
+    for name, kinds in (("image_locality", IMAGE_LOCALITY), ("locality", LOCALITY), ("hard_locality", HARD_LOCALITY)):
         found = [table[kind] for kind in kinds if kind in table]
         table[name] = across(found) if found else nothing
     return table
@@ -115,8 +116,21 @@ def tied(parts: np.ndarray, best: int) -> np.ndarray:
 
 
 def resample(edits: int, resamples: int, seed: int) -> np.ndarray:
-    """[resamples, edits] indices with replacement: the same draw for every method, so that differences are paired."""
-    return np.random.default_rng(seed).integers(edits, size=(resamples, edits))
+    """[resamples, edits]: how often each edit is drawn, with replacement; the same draws for every method, so that differences
+    are paired.
+    """
+    return resample_groups(np.arange(edits), resamples, seed)
+
+
+def resample_groups(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """[resamples, edits]: how often each edit is drawn where whole groups of edits are, `groups` [edits] (Cameron and Miller, A
+    Practitioner's Guide to Cluster-Robust Inference, 2015): edits of one relation ask one question, and are less than so many.
+    """
+    names, place = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    places = drawn + len(names) * np.arange(resamples)[:, None]
+    times = np.bincount(places.ravel(), minlength=resamples * len(names)).reshape(resamples, len(names))
+    return times[:, place].astype(float)
 
 
 def summarise(table: pd.DataFrame, draws: np.ndarray, level: float) -> pd.DataFrame:
@@ -136,12 +150,9 @@ def summaries(table: Mapping[str, np.ndarray], draws: np.ndarray, level: float) 
 
 def resampled(values: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """[resamples, ...]: means over the edits of each draw, of values [edits, ...], that leave NaN out."""
-    resamples, edits = len(draws), len(values)
-    places = draws + edits * np.arange(resamples)[:, None]
-    times = np.bincount(places.ravel(), minlength=resamples * edits).reshape(resamples, edits).astype(float)  # drawn
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.tensordot(times, np.where(known, values, 0), 1) / np.tensordot(times, known.astype(float), 1)
+        return np.tensordot(draws, np.where(known, values, 0), 1) / np.tensordot(draws, known.astype(float), 1)
 
 
 def interval(values: np.ndarray, level: float) -> np.ndarray:
