@@ -36,7 +36,7 @@ CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 
 Traced = dict[str, Any]
 Makes = Callable[[Sequence[Request], Sequence[Mapping[str, Any]]], list[Edit]]
-Asks = Callable[[Row, Sequence[Row]], list[Probe]]
+Asks = Callable[[Row, Sequence[Row], Mapping[str, int]], list[Probe]]
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,13 @@ class Cell(Plan):
 
     @classmethod
     def open(cls, params: Params, plan: Plan, ask: Asks = probes_of) -> "Cell":
-        """Load a plan's backbone and pictures; a fault of theirs is a UserError. `ask(row, samples)` gives an edit's queries."""
-        settings = params.backbone(plan.backbone_name)
+        """Load a plan's backbone and pictures; a fault of theirs is a UserError. `ask(row, samples, counts)` gives the queries
+        of an edit.
+        """
+        settings, counts = params.backbone(plan.backbone_name), params.edits.probes
         images = read_images(*(Path("data") / stage / plan.dataset / "images.parquet" for stage in ("okedit", "samples")))
-        queries = {row["edit_id"]: ask(row, [s for s in plan.samples if s["edit_id"] == row["edit_id"]]) for row in plan.rows}
+        samples = {row["edit_id"]: [s for s in plan.samples if s["edit_id"] == row["edit_id"]] for row in plan.rows}
+        queries = {row["edit_id"]: ask(row, samples[row["edit_id"]], counts) for row in plan.rows}
         training = {row["edit_id"]: training_probes(row) for row in plan.learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
@@ -71,6 +74,7 @@ class Cell(Plan):
         """Where finished edits are kept until the cell is whole; `more` is what they are made from besides."""
         made_from = [self.code, self.fingerprint, self.method.editor, self.grid, self.rows, self.samples]
         made_from += [self.trunk.pictures, self.seeds, self.learnt, *more]
+        made_from += [[probe.kind for probe in self.queries[row["edit_id"]]] for row in self.rows]
         return Records(Path("data/.resume") / f"{purpose}{self.name}", json.dumps(made_from))
 
     def states(self, row: Row) -> States:
