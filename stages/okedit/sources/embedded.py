@@ -109,9 +109,9 @@ class Builder:
         return [c for c in listed if self.name[c] != own and relation.facts[c] != target]
 
     def has_others(self, fact: Fact, target: str) -> bool:
-        """Whether there are near concepts, one for a sample and a far one."""
+        """Whether there are near concepts, one for a sample, and a far one where any is wanted: several artists drew it."""
         names = {self.name[c] for c in self.others(fact, target)}
-        return len(names) >= self.dataset.near + 2 or not self.dataset.near + self.dataset.far
+        return len(names) >= self.dataset.near + 1 + min(self.dataset.far, 1)
 
     def has_locality(self, fact: Fact) -> bool:
         """Whether there are others to ask about under more targets than backbones can rule out by giving one."""
@@ -225,7 +225,7 @@ class Builder:
             if listed := [c for c in self.shown(self.relations[name], self.splits[own]) if self.name[c] != own]:
                 asked[name] = listed
         probes = []
-        for _ in range(self.dataset.unrelated):
+        for _ in range(self.dataset.unrelated if asked else 0):
             relation = self.relations[str(rng.choice(sorted(asked)))]
             shown = str(rng.choice(asked[relation.relation]))
             image_id = self.picture(str(rng.choice(SEEN_VENDORS)), shown)
