@@ -57,6 +57,17 @@ def counts(low: int) -> Check:
     return check
 
 
+def counts_of(*names: str) -> Check:
+    """A whole number >= 1 for each of some names, which may be left out."""
+
+    def check(key: str, value: Any, stages: Path) -> dict[str, int]:
+        section = mapping(key, value)
+        expect(f"{key}.", section, list(names), [])
+        return {name: count(1)(f"{key}.{name}", one, stages) for name, one in section.items()}
+
+    return check
+
+
 def one_of(*allowed: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
         if value not in allowed:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from stages.sections import (
     count,
     counts,
+    counts_of,
     entry,
     expect,
     module_of,
@@ -41,6 +42,11 @@ DEVICE_MAPS = ("auto", "cpu", "cuda")
 DEVICES = ("cpu", "cuda")
 QUANTIZATIONS = ("none", "8bit")
 ROUTERS = ("never", "always", "codebook", "builtin", "oracle")
+# Kinds of probes of which an edit has several.
+PROBES = (
+    "text_generality", "image_generality", "joint_generality", "near_image", "far_image", "other_question", "unrelated",
+    "text_only",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Edits:
-    """How many edits of each dataset are made, and of its train edits learnt from, at most: the first of each split."""
+    """How many edits of each dataset are made, and of its train edits learnt from, at most: the first of each split. `probes`:
+    how many of each kind an edit is asked, the first ones; all of a kind that is left out.
+    """
 
     test: int = entry(count(1))
     dev: int = entry(count(0))
     train: int = entry(count(0))
+    probes: Mapping[str, int] = entry(counts_of(*PROBES), default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ PARAMS = load(Path(__file__).parent.parent / "params.yaml")
 DEV = ROW | {"split": "dev", "rephrasings": [ROW["question"]]}  # the tiny model generalises to no other words
 
 
-SOURCE = SimpleNamespace(pixels=lambda dataset, image_id: f"{dataset} {image_id}", encoder=lambda: "minilm")
+SOURCE = SimpleNamespace(params=PARAMS, pixels=lambda dataset, image_id: f"{dataset} {image_id}", encoder=lambda: "minilm")
 
 
 def method(name: str, **hyper: object) -> Method:

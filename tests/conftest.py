@@ -27,6 +27,7 @@ from tests import editors
 from tests.architectures import MARKS
 from tests.rows import ROW, SAMPLES
 
+pytest_plugins = ["tests.worlds"]
 LAYER = 2
 ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "data/assets"

@@ -21,7 +21,7 @@ from stages.editing.cell import decode_shown
 from stages.editing.editors import load_editor, module_of
 from stages.editing.edits import Edit, differences
 from stages.editing.optimise import Remembered, leads_by, remembering
-from stages.editing.probes import GENERALITY, Probe
+from stages.editing.probes import GENERALITY, Probe, probes_of
 from stages.editing.resume import Records
 from stages.editing.transform import Layer, replaced
 from stages.editing.trunk import ANSWER_LIMIT, Candidates, request_of, run_trunk
@@ -30,7 +30,7 @@ from stages.okedit.schema import encode
 from stages.params import UserError, load
 from stages.settings import Method
 from tests.editors import ONE_MAP, bits
-from tests.rows import ROW
+from tests.rows import ROW, SAMPLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,6 +43,20 @@ def test_probes_are_the_rows_queries(probes: list[Probe]) -> None:
     ]  # fmt: skip
     assert {p.expected for p in probes[:6]} == {"ox"}
     assert (probes[8].expected, probes[8].truth) == ("b", "a")
+
+
+def test_a_study_asks_the_first_probes_of_each_kind() -> None:
+    own = {"rephrasings": [f"q{i}" for i in range(6)], "generality_image_ids": [f"i{i}" for i in range(6)]}
+    far = [{"kind": "far_image", "image_id": f"f{i}", "question": "What?", "answer": ""} for i in range(3)]
+    row = ROW | own | {"locality": far + ROW["locality"]}
+    counts = {"text_generality": 2, "image_generality": 3, "joint_generality": 2, "far_image": 1}
+    found = [(p.kind, p.question, p.image_id) for p in probes_of(row, SAMPLES, counts)]
+    whole = [(p.kind, p.question, p.image_id) for p in probes_of(row, SAMPLES)]
+    assert [one for one in whole if one[0] not in counts] == [one for one in found if one[0] not in counts]
+    assert [one[1:] for one in found if one[0] == "text_generality"] == [("q0", "red"), ("q1", "red")]
+    assert [one[1:] for one in found if one[0] == "joint_generality"] == [("q0", "i0"), ("q2", "i2")]
+    assert [one[2] for one in found if one[0] in ("image_generality", "far_image")] == ["i0", "i1", "i2", "f0"]
+    assert probes_of(row, SAMPLES, {"far_image": 9}) == probes_of(row, SAMPLES)
 
 
 @pytest.mark.parametrize("name", sorted(ONE_MAP))

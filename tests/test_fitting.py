@@ -21,8 +21,10 @@ def test_an_editor_is_random_iff_it_reads_the_seed(path: Path) -> None:
 
 
 def test_training_probes_never_ask_what_evaluation_asks() -> None:
-    asked = {p.question for row in TRAIN for p in training_probes(row)}
+    probes = [p for row in TRAIN for p in training_probes(row)]
+    asked = {p.question for p in probes}
     assert "Say it." in asked and not asked & set(ROW["rephrasings"])
+    assert all(p.image_id for p in probes)  # the question without a picture is that of every edit of the relation
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -4,11 +4,9 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Endpoint
-from PIL import Image
 
 from stages.editing.probes import probes_of
 from stages.editing.trunk import run_trunk
@@ -19,7 +17,8 @@ from stages.okedit.validate import Tally
 from stages.params import UserError
 from stages.samples.generate import plain_pictures, samples_of
 from stages.samples.pools import Photos as PhotoPool
-from tests.sources import dataset, png
+from tests.sources import png
+from tests.worlds import build_mmedit
 
 
 def test_the_published_files_are_read_whole(real: Path) -> None:
@@ -34,25 +33,6 @@ def test_the_published_files_are_read_whole(real: Path) -> None:
         ids = [mmedit.edit_id_of(r) for r in records]
         assert len(set(ids)) == kept
         assert all(r["alt"] == r["alt"].strip() for r in records)
-
-
-@pytest.fixture()
-def vqa(real: Path, tmp_path: Path) -> Path:
-    """Folder with real photos under the names that 40 real E-VQA records ask for; eval.json holds the records."""
-    records = json.loads((real / "mmedit/vqa_eval.json").read_text())[:40]
-    shown = sorted(real.glob("images/*.jpg"))
-    named = sorted({r[name] for r in records for name in easyedit.PICTURES})
-    for i, name in enumerate(named):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        photo = Image.open(shown[i % len(shown)]).convert("RGB")
-        photo.rotate(i, expand=True).resize((80, 60)).save(tmp_path / name, "JPEG")
-    (tmp_path / "eval.json").write_text(json.dumps(records))
-    return tmp_path
-
-
-def build_mmedit(folder: Path, backbone, **entries: Any):
-    entries = {"source": "mmedit", "evaluation": str(folder / "eval.json"), "images": str(folder), "train": 0} | entries
-    return mmedit.build(dataset(**entries), None, Path("none"), [backbone], seed=0)
 
 
 def test_rows_of_evqa(vqa: Path, backbone) -> None:
@@ -78,7 +58,9 @@ def test_rows_of_evqa(vqa: Path, backbone) -> None:
 
 
 def _renamed(records: list[dict], folder: Path) -> list[dict]:
-    """Every second record with another picture's name, as a training file has."""
+    """Every second record with another picture's name, and all with other questions, as a training file has."""
+    for record in records:
+        record.update({name: f"In short: {record[name]}" for name in ("src", "rephrase", "loc", "m_loc_q")})
     for record in records[::2]:
         name = record["image"].replace("val2014_", "train2014_")
         (folder / name).write_bytes((folder / record["image"]).read_bytes())
@@ -199,7 +181,8 @@ def test_samples_and_traces_take_photos(vqa: Path, backbone) -> None:
     images = {p.image_id: p.png for p in pictures}
     pool = PhotoPool(rows, images, backbone)
     row = rows[0]
-    others = pool.others(row)
+    others = pool.others(row, {rows[1]["image_id"]})
+    assert rows[1]["image_id"] not in others
     assert others and set(others).isdisjoint({row["image_id"], *(p["image_id"] for p in row["locality"])})
     nearest = pool.nearest(row, others)
     samples = [dataclasses.asdict(s) for s in samples_of(row, others, nearest, "What is shown?", seed=0)]
@@ -214,4 +197,4 @@ def test_samples_and_traces_take_photos(vqa: Path, backbone) -> None:
     states = run_trunk(backbone, row, used)
     assert len(states.answers) == sum(not p.is_sample for p in used)
     with pytest.raises(UserError, match="no other edit's picture is left"):
-        PhotoPool(rows[:1], images, backbone).others(row)
+        PhotoPool(rows[:1], images, backbone).others(row, set())

@@ -9,38 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import Endpoint, send
 from PIL import Image
 
-from stages.backbone.corpus import TRAINING_TEXTS
 from stages.okedit import __main__ as stage
 from stages.okedit import schema
 from stages.okedit.sources import okvqa
 from stages.okedit.validate import Tally
 from stages.params import UserError
 from tests.sources import dataset, png
-
-
-def official(real: Path, folder: Path) -> tuple[Path, Path]:
-    """OK-VQA's real question file, and its real answers in the official annotation file's shape."""
-    questions = real / "okvqa/OpenEnded_mscoco_val2014_questions.json"
-    records = json.loads((real / "okvqa/okvqa_val.json").read_text())
-    annotations = [
-        {
-            "question_id": r["question_id"],
-            "image_id": int(r["image"][-16:-4]),
-            "question_type": "eight" if i % 2 else "four",
-            "answers": [{"answer_id": j + 1, "raw_answer": a, "answer": a} for j, a in enumerate(r["answer"])],
-        }
-        for i, r in enumerate(records)
-    ]
-    types = {"four": "Sports and Recreation", "eight": "Plants and Animals"}
-    path = folder / "mscoco_val2014_annotations.json"
-    path.write_text(json.dumps({"question_types": types, "annotations": annotations}))
-    return questions, path
+from tests.worlds import answers, build_okvqa, official
 
 
 def test_the_official_files_are_read_whole(real: Path, tmp_path: Path) -> None:
@@ -75,40 +54,6 @@ def test_bad_questions_and_annotations_are_counted(tmp_path: Path) -> None:
         paths = {"q": tmp_path / "q.json", "a": tmp_path / "a.json", file: tmp_path / "bad.json"}
         with pytest.raises(UserError, match=r"allowed: the official file"):
             okvqa.read_questions("at", paths["q"], paths["a"], Tally())
-
-
-def answers(prompt: str) -> str:
-    """What a good text provider says."""
-    if "different ways" in prompt:
-        question = re.search(r"Question: (.*)", prompt).group(1)
-        count = int(re.search(r"Write (\d+)", prompt).group(1))
-        return "\n".join(f"{i + 1}. Put in way {i}, {question}" for i in range(count))
-    return "A third thing." if "third" in prompt else "something else"
-
-
-@pytest.fixture()
-def coco(real: Path, tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Entries of a dataset of the four OK-VQA questions whose real photos are there, with pictures from a folder."""
-    monkeypatch.chdir(tmp_path)
-    endpoint.says = answers
-    questions, annotations = official(real, tmp_path)
-    for i, question_id in enumerate(("425", "3285", "6615", "3355855")):
-        (tmp_path / "drawn" / question_id).mkdir(parents=True)
-        for j in range(3):
-            (tmp_path / f"drawn/{question_id}/generality-{j}.png").write_bytes(png(10 * i + j))
-        (tmp_path / f"drawn/{question_id}/locality-0.png").write_bytes(png(10 * i + 9))
-    questions_asked = [{"question": f"question {i}", "answers": [f"answer {i}"]} for i in range(TRAINING_TEXTS + 9)]
-    pq.write_table(pa.Table.from_pylist(questions_asked), tmp_path / "nq_open.parquet")
-    return {
-        "source": "okvqa", "questions": str(questions), "annotations": str(annotations), "images": [str(real / "images")],
-        "text": {"provider": "openai", "model": "m", "url": endpoint.url, "retries": 1, "wait": 0},
-        "image": {"provider": "folder", "folder": str(tmp_path / "drawn")}, "generality": 3, "side": 160,
-        "near": 2, "far": 1, "unrelated": 1, "text_only": 2,
-    }  # fmt: skip
-
-
-def build_okvqa(entries: Mapping[str, Any], backbone):
-    return okvqa.build(dataset(**entries), None, Path(), [backbone], seed=0)
 
 
 def test_rows_of_okvqa(coco: dict[str, Any], backbone) -> None:
@@ -222,6 +167,7 @@ def run_stage(backbone, monkeypatch: pytest.MonkeyPatch):
         params.dataset = lambda name: dataset(**entries)
         monkeypatch.setattr(stage, "load", lambda: params)
         monkeypatch.setattr(stage.Backbone, "open", lambda *_: backbone)
+        monkeypatch.setattr(stage.pointer, "fingerprint", lambda *_: "tiny")
         monkeypatch.setattr("sys.argv", ["okedit", "x"])
         stage.main()
 

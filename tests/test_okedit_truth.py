@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stages.assets.knowledge import Concept, Hop, Knowledge, load
 from stages.assets.wheels import WHEELS
 from stages.okedit import schema
-from stages.okedit.splits import split_of
+from stages.okedit.splits import dealt
 from stages.okedit.truth import Truth
 from stages.params import UserError
 from tests.sources import relation_of
@@ -75,10 +75,14 @@ def test_every_fact_has_targets_and_enough_others(table: Knowledge, truth: Truth
 def test_the_split_by_concept_leaves_the_edits_of_the_full_set(table: Knowledge, seed: int) -> None:
     wanted = {"test": 150, "dev": 50, "train": 300}
     name = {c.concept: c.name for c in table.concepts}
-    facts = {(r.relation, name[c]) for r in table.relations.values() if r.relation != "name" for c in r.facts}
-    splits = split_of({n for _, n in facts}, wanted, seed)
+    groups = {r.relation: {name[c] for c in r.facts} for r in table.relations.values()}
+    splits = dealt(groups, wanted, 12, seed)
+    assert splits.keys() == set(name.values())
     for split, n in wanted.items():
-        assert sum(splits[named] == split for _, named in facts) >= 1.3 * n, split
+        assert sum(splits[named] == split for group, names in groups.items() if group != "name" for named in names) >= 1.3 * n
+    for group, names in groups.items():
+        least = min(12, len(names) // 3)
+        assert all(sum(splits[named] == split for named in names) >= least - 2 for split in wanted), group
 
 
 def test_the_data_card_says_what_the_code_has(table: Knowledge) -> None:

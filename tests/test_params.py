@@ -56,7 +56,8 @@ def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
     assert params.method("ft").hyper["lr"] == [1e-4, 3e-4]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 150 and params.edits == Edits(25, 10, 100)
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(25, 10, 100, params.edits.probes)
+    assert params.edits.probes["image_generality"] == 6
     assert params.seeds == {"s0": 0, "s1": 1, "s2": 2} and params.device == "cpu"
 
 
@@ -84,6 +85,9 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("radius", "alpha"), 1.5, ("radius.alpha", "1.5", "from 0 to 1")),
         (("radius", "alpha"), float("nan"), ("radius.alpha", "nan", "from 0 to 1")),
         (("radius", "alpha"), "best", ("radius.alpha", "'best'", "or dev")),
+        (("edits", "probes"), {"near": 5}, ("edits.probes.near", "5", "unknown key", "near_image")),
+        (("edits", "probes"), {"near_image": 0}, ("edits.probes.near_image", "0", "a whole number >= 1")),
+        (("edits", "probes"), 5, ("edits.probes", "5", "a section")),
         (("edits", "dev"), 0, ("radius.alpha", "'dev' needs dev edits of okedit", "from 0 to 1")),
         (("radius", "alpha"), True, ("radius.alpha", "True", "a number")),
         (

@@ -35,7 +35,7 @@ SPREAD = PARAMS.sequence
 
 def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell:
     """A cell of two edits of one question about two pictures."""
-    queries = {row["edit_id"]: queries_of(row, SAMPLES, probes) for row in (ROW, OTHER)}
+    queries = {row["edit_id"]: queries_of(row, SAMPLES, {}, probes) for row in (ROW, OTHER)}
     return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
 
 
@@ -112,11 +112,11 @@ def test_what_cannot_be_played_is_refused_before_any_work() -> None:
 
 
 def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_alone() -> None:
-    kinds = [probe.kind for probe in queries_of(ROW, SAMPLES, 1)]
+    kinds = [probe.kind for probe in queries_of(ROW, SAMPLES, {}, 1)]
     assert kinds[0] == "edit" and "hop1" not in kinds and "black_image" not in kinds
     asked = [kind for kind in kinds if not kind.startswith("sample_")]
     assert len(set(asked)) == len(asked) and len(kinds) == len(asked) + len(SAMPLES)
-    held_out = {probe.kind for probe in queries_of(ROW | {"split": "dev"}, [], 1)}
+    held_out = {probe.kind for probe in queries_of(ROW | {"split": "dev"}, [], {}, 1)}
     assert held_out == set(asked) - {"edit", "text_generality", "image_generality", "joint_generality"}
 
 

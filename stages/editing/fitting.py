@@ -52,8 +52,10 @@ class Example:
 
 
 def training_probes(row: Mapping[str, Any]) -> list[Probe]:
-    """A train edit's queries. Its rephrasings are the ones for training: evaluation asks others of every relation."""
-    kept = list({probe["kind"]: probe for probe in reversed(row["locality"])}.values())  # the first of each kind
+    """A train edit's queries, none of which an edit of another split is asked: its rephrasings are the ones for training, and its
+    question without a picture, which it shares with all of its relation, is left out.
+    """
+    kept = list({p["kind"]: p for p in reversed(row["locality"]) if p["kind"] != "no_image"}.values())  # the first of each kind
     own = {"rephrasings": row["rephrasings_train"], "generality_image_ids": row["generality_image_ids"][:PICTURES], "hops": []}
     own["locality"] = kept[::-1]
     positive = {"kind": "sample_positive", "question": row["rephrasings_train"][0], "image_id": row["image_id"]}

@@ -128,7 +128,8 @@ class Plan:
         images = {one["image_id"] for one in samples}.union(*map(shown, [*rows, *self.learnt])) - {None}
         pixels = {image_id: source.pixels(self.dataset, image_id) for image_id in sorted(images)}
         encoder = source.encoder() if ENCODER in code.closure(code.module_name(self.method.editor)) else ""
-        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, *more]
+        asked = source.params.edits.probes
+        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, asked, *more]
         return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
 
 

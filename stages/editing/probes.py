@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from stages.backbone.vlm import Query
@@ -35,8 +36,12 @@ class Probe:
         return self.kind in GENERALITY or self.kind.startswith("hop")
 
 
-def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[Probe]:
-    """All queries of one OKEDIT row, the edit first and its samples last."""
+def probes_of(
+    row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], counts: Mapping[str, int] = MappingProxyType({})
+) -> list[Probe]:
+    """The queries of one OKEDIT row, the edit first and its samples last: of each kind the first ones, as many as `counts` says,
+    and all of the kinds that it does not name.
+    """
     question, image, target, truth = row["question"], row["image_id"], row["target"], row["answer"]
     probes = [Probe("edit", question, image, target, truth)]
     probes += [Probe("text_generality", q, image, target, truth) for q in row["rephrasings"]]
@@ -45,6 +50,8 @@ def probes_of(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> l
     probes += [Probe("joint_generality", q, i, target, truth) for q, i in pairs]
     probes += [Probe(p["kind"], p["question"], p["image_id"], p["answer"], p["answer"]) for p in row["locality"]]
     probes += [Probe(f"hop{h['n']}", h["question"], h["image_id"], h["answer_after"], h["answer_before"]) for h in row["hops"]]
+    kinds = [probe.kind for probe in probes]
+    probes = [probe for i, probe in enumerate(probes) if kinds[:i].count(probe.kind) < counts.get(probe.kind, len(kinds))]
     probes += [Probe("black_image", question, s["image_id"], "", "") for s in samples if s["kind"] == "sample_black"]
     return probes + [Probe(s["kind"], s["question"], s["image_id"], "", "") for s in samples]
 

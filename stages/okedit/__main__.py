@@ -8,13 +8,15 @@ data/okedit/<dataset>/easyedit/ holds the same edits as EasyEdit reads them.
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from stages.assets import knowledge
+from stages.backbone import pointer
 from stages.backbone.vlm import Backbone
-from stages.okedit import easyedit, schema
+from stages.okedit import easyedit, schema, unedited
 from stages.okedit.counts import count
 from stages.params import UserError, load, run, write_atomically
 
@@ -27,7 +29,10 @@ def main() -> None:
     dataset = params.dataset(sys.argv[1])
     source = importlib.import_module(f"stages.okedit.sources.{dataset.source.replace('-', '_')}")
     dataset.settings(source.Settings)  # a wrong entry stops here, before a model is loaded
-    backbones = [Backbone.open(Path("data/backbones") / b.name, b.layer) for b in params.edited.values()]
+    folders = [(Path("data/backbones") / b.name, b.layer) for b in params.edited.values()]
+    # Whichever layer is edited later, the model answers the same before.
+    models = [(pointer.fingerprint(folder, 0), partial(Backbone.open, folder, layer)) for folder, layer in folders]
+    backbones = unedited.recalled(dataset.name, models)
     rows, pictures, rejected = source.build(dataset, knowledge.load(), Path("data/assets"), backbones, params.seed)
     found = count(dataset, rows, pictures, rejected)
     if not found["splits"]["test"]["edits"]:
@@ -35,6 +40,7 @@ def main() -> None:
         raise UserError(f"datasets.{dataset.name}.test: {dataset.test} wanted, no edit is left; rejected: {worst}")
     folder = Path("data/okedit") / dataset.name
     schema.write(folder, rows, pictures)
+    unedited.keep(dataset.name, backbones)
     found["easyedit"] = easyedit.export(folder / "easyedit", rows, pictures)
     report = Path("reports/okedit") / f"{dataset.name}.json"
     with write_atomically(report) as temporary:

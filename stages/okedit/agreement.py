@@ -7,30 +7,15 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from stages.backbone.vlm import Backbone, Query
+from stages.backbone.vlm import Query
 from stages.okedit.settings import text
+from stages.okedit.unedited import Unedited
 from stages.okedit.validate import normal
 from stages.params import UserError
 from stages.sections import entry, number
 
-ANSWER_LIMIT = 12  # tokens of a greedy answer
 # (picture, question, answer) → whether they agree.
 Agrees = Callable[[Image.Image, str, str], bool]
-
-
-def unedited_answers(backbone: Backbone, queries: Sequence[Query], batch: int = 32) -> list[str]:
-    """The backbone's greedy answers before any edit; the pictures must have been added to it."""
-    answers = []
-    for start in range(0, len(queries), batch):
-        trunk = backbone.prefill(backbone.prompts(queries[start : start + batch]))
-        answers += [backbone.decode(ids) for ids in backbone.greedy(trunk, ANSWER_LIMIT)]
-    return answers
-
-
-def unedited_answer(backbone: Backbone, question: str, image_id: str, image: Image.Image) -> str:
-    """The backbone's greedy answer to one question before any edit."""
-    backbone.add_pictures({image_id: image})
-    return unedited_answers(backbone, [Query(question, image_id)])[0]
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,7 @@ class Clip:
     model: str = entry(text())
     threshold: float = entry(number(-1, 1), default=0.22)
 
-    def open(self, at: str, backbones: Sequence[Backbone]) -> Agrees:
+    def open(self, at: str, backbones: Sequence[Unedited]) -> Agrees:
         """Load the model; UserError names `at`.model when that fails."""
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
@@ -63,12 +48,13 @@ class Clip:
 class OwnAnswer:
     """Some backbone answers the question about the picture as it should be answered."""
 
-    def open(self, at: str, backbones: Sequence[Backbone]) -> Agrees:
+    def open(self, at: str, backbones: Sequence[Unedited]) -> Agrees:
         """Nothing is loaded."""
 
         def agrees(image: Image.Image, question: str, answer: str) -> bool:
             name = f"agreement/{hashlib.sha256(image.tobytes()).hexdigest()}"
-            return any(normal(unedited_answer(b, question, name, image)) == normal(answer) for b in backbones)
+            asked = [Query(question, name)], {name: image}
+            return any(normal(b.answers(*asked)[0]) == normal(answer) for b in backbones)
 
         return agrees
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stages.okedit.agreement import Agrees
 from stages.okedit.photos import Photos
 from stages.okedit.providers.base import EndpointError, Provider, ProviderError
-from stages.okedit.schema import EditRow, decode
+from stages.okedit.schema import EditRow, asked, decode
 from stages.okedit.validate import Rejected, Tally, answer_fault, lines, picture_fault, rephrasing_fault
 from stages.params import UserError, derive_seed
 
@@ -106,21 +106,32 @@ class Painter:
 
 
 def collect(
-    wanted: int, items: Sequence[T], make: Callable[[T], EditRow], name: Callable[[T], str], tally: Tally, title: str
+    wanted: int,
+    items: Sequence[T],
+    make: Callable[[T], EditRow],
+    name: Callable[[T], str],
+    tally: Tally,
+    title: str,
+    elsewhere: Sequence[EditRow] = (),
 ) -> list[EditRow]:
-    """Rows made of `items` in order until there are `wanted`; an item that is rejected is counted and left out.
+    """Rows made of `items` in order until there are `wanted`; an item that is rejected is counted and left out, and so is one
+    that asks what the rows of other splits, `elsewhere`, ask.
 
     UserError when an endpoint fails for PATIENCE items in a row: what is done is cached, the next run goes on from there.
     """
     made: list[EditRow] = []
+    taken = {probe for row in elsewhere for probe in asked(vars(row))}
     failed = 0
     with tqdm(total=min(wanted, len(items)), desc=title) as progress:
         for item in items:
             if len(made) == wanted:
                 break
             try:
-                made.append(make(item))
+                row = make(item)
                 failed = 0
+                if taken & asked(vars(row)):
+                    raise Rejected("edit: another split asks one of its probes")
+                made.append(row)
                 progress.update()
             except EndpointError as error:
                 tally.note(str(error), name(item))

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages.backbone.corpus import text_questions
 from stages.okedit.images import Looks
+from stages.okedit.schema import SPLITS
 
 Probe = dict[str, Any]
 
@@ -61,9 +62,11 @@ def probe(kind: str, image_id: str | None, question: str, answer: str) -> Probe:
     return {"kind": kind, "image_id": image_id, "question": question, "answer": answer}
 
 
-def open_questions(assets: Path) -> list[Probe]:
-    """The questions of NQ-open that no backbone was trained on, as probes without a picture."""
-    return [probe("text_only", None, question, answers[0]) for question, answers in text_questions(assets)[1]]
+def open_questions(assets: Path, split: str) -> list[Probe]:
+    """A split's third of the questions of NQ-open that no backbone was trained on, as probes without a picture."""
+    asked = dict(reversed(text_questions(assets)[1]))  # some are asked twice
+    listed = [probe("text_only", None, question, answers[0]) for question, answers in asked.items()]
+    return listed[SPLITS.index(split) :: len(SPLITS)]
 
 
 def draw(found: Sequence[Any], count: int, rng: np.random.Generator) -> list[Any]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def shown(row: Mapping[str, Any]) -> set[str]:
     return {row["image_id"], *row["generality_image_ids"]} | probed
 
 
+def asked(row: Mapping[str, Any]) -> set[tuple[str, str | None]]:
+    """All questions of an edit and its probes, each with the picture (its id, None for none) that it is or may be asked about.
+
+    The edit's question without a picture is no part of it: all edits of one relation have it in common.
+    """
+    phrasings = [row["question"], *row["rephrasings_train"], *row["rephrasings"]]
+    others = [p for p in [*row["locality"], *row["hops"]] if p.get("kind") != "no_image"]
+    own = product(phrasings, [row["image_id"], *row["generality_image_ids"]])
+    return {*own, *((p["question"], p["image_id"]) for p in others)}
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture with its id; `png` holds the encoded bytes."""
@@ -106,6 +118,17 @@ def check(rows: Sequence[EditRow], image_ids: set[str]) -> None:
                 raise UserError(f"{row.edit_id}.locality: {probe['kind']!r} is not allowed; allowed: {', '.join(LOCALITY_KINDS)}")
         for image_id in sorted(row.shown() - image_ids):
             raise UserError(f"{row.edit_id}: image {image_id!r} is missing from the image table")
+    check_splits(rows)
+
+
+def check_splits(rows: Sequence[EditRow]) -> None:
+    """Raise UserError, naming both edits, where the same is asked in two splits."""
+    first: dict[tuple[str, str | None], EditRow] = {}
+    for row in rows:
+        for probe in sorted(asked(vars(row)), key=str):
+            if (other := first.setdefault(probe, row)).split != row.split:
+                both = f"{row.edit_id} ({row.split}) and {other.edit_id} ({other.split})"
+                raise UserError(f"{both}: {probe[0]!r} about {probe[1]!r} is asked in both splits; allowed: in one alone")
 
 
 def write(folder: Path, rows: Sequence[EditRow], pictures: Sequence[Picture]) -> None:

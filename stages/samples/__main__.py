@@ -15,7 +15,7 @@ from stages.backbone.vlm import Backbone
 from stages.okedit.schema import IMAGES, in_sequence, made, read_edits, read_images, write_table
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
-from stages.samples.pools import Drawings, Photos, Pool, other_question
+from stages.samples.pools import Drawings, Photos, Pool, other_question, shown_elsewhere
 
 DRAWN = ("embedded", "evqa")  # sources whose pictures are the drawings of data/assets
 
@@ -36,10 +36,11 @@ def main() -> None:
     else:
         name, settings = next(iter(params.edited.items()))
         backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
-        pool = Photos(first, read_images(built / "images.parquet"), backbone)
+        pool = Photos(rows, read_images(built / "images.parquet"), backbone)
+    elsewhere = shown_elsewhere(edits)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
-        others = pool.others(row)
+        others = pool.others(row, elsewhere[row["split"]])
         found = samples_of(row, others, pool.nearest(row, others), other_question(row, facts), params.seed)
         samples += found
         noise = noise_picture(row["edit_id"], params.seed)

@@ -1,13 +1,13 @@
 """Where an edit's other pictures come from: drawings for the embedded source, else the photos of the dataset's other edits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from stages.assets.knowledge import Knowledge
 from stages.backbone.vlm import Backbone
 from stages.okedit.images import Looks, Neighbours
-from stages.okedit.schema import Picture, decode
+from stages.okedit.schema import SPLITS, Picture, decode, of_split, shown
 from stages.params import UserError
 
 Row = Mapping[str, Any]
@@ -17,14 +17,20 @@ def other_question(row: Row, facts: Knowledge) -> str:
     """Another question about the edit's picture: what is shown, in words that no probe uses; where the edit asks that, a fact."""
     if row["relation"] != "name":
         return facts.relations["name"].rephrasings_train[0]
-    return next(r.question for name, r in facts.relations.items() if name != "name" and row["concept"] in r.facts)
+    return next(r.rephrasings_train[0] for name, r in facts.relations.items() if name != "name" and row["concept"] in r.facts)
+
+
+def shown_elsewhere(rows: Sequence[Row]) -> dict[str, set[str]]:
+    """Split → ids of the pictures that edits of other splits and their probes show."""
+    there = {split: set().union(*map(shown, of_split(rows, split))) for split in SPLITS}
+    return {split: set().union(*(there[other] for other in SPLITS if other != split)) for split in SPLITS}
 
 
 class Pool(Protocol):
-    """Pictures of other things than the edit's, none of which a probe of the edit shows."""
+    """Pictures of other things than the edit's, none of which a probe of the edit or another split shows."""
 
-    def others(self, row: Row) -> list[str]:
-        """Ids of all of them."""
+    def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
+        """Ids of all of them; `elsewhere` has those that other splits show."""
 
     def nearest(self, row: Row, others: Sequence[str]) -> str:
         """The one of `others` that looks most like the edit's picture."""
@@ -42,13 +48,14 @@ class Drawings:
         self.code = {c.code_point: i for i, c in enumerate(self.concepts)}
         self.neighbours = Neighbours.open(assets, [c.code_point for c in self.concepts])
 
-    def others(self, row: Row) -> list[str]:
+    def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
         """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe."""
         vendor = row["image_id"].split("/")[0]
         codes = [p["image_id"].split("/")[1] for p in [row, *row["locality"]] if p["image_id"]]
-        shown = {self.concepts[self.code[code]].name for code in codes}
+        known = {self.concepts[self.code[code]].name for code in codes}
         found = (self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts)
-        return [f"{vendor}/{c.code_point}" for c in found if c.name not in shown]
+        drawings = [f"{vendor}/{c.code_point}" for c in found if c.name not in known]
+        return [image_id for image_id in drawings if image_id not in elsewhere]
 
     def nearest(self, row: Row, others: Sequence[str]) -> str:
         """By the features of ImageNet's tower, within the artist's drawings."""
@@ -69,10 +76,10 @@ class Photos:
         self.rows = rows
         self.looks = Looks(backbone, lambda image_id: decode(image_id, images[image_id]))
 
-    def others(self, row: Row) -> list[str]:
-        """Other edits' pictures that no probe shows; UserError where there are none."""
-        shown = {row["image_id"], *(p["image_id"] for p in row["locality"])}
-        found = sorted({r["image_id"] for r in self.rows if r["concept"] != row["concept"]} - shown)
+    def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
+        """Pictures of the split's other edits that no probe shows; UserError where there are none."""
+        known = {row["image_id"], *(p["image_id"] for p in row["locality"]), *elsewhere}
+        found = sorted({r["image_id"] for r in of_split(self.rows, row["split"]) if r["concept"] != row["concept"]} - known)
         if not found:
             raise UserError(f"{row['edit_id']}: no other edit's picture is left for a negative sample; allowed: a larger dataset")
         return found

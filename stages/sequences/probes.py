@@ -19,9 +19,11 @@ NONE = Edit()
 Row = Mapping[str, Any]
 
 
-def queries_of(row: Row, samples: Sequence[Row], count: int) -> list[Probe]:
-    """The first `count` probes of each kind and all samples of an edit; of one held out, the probes for locality alone."""
-    probes = [probe for probe in probes_of(row, samples) if probe.kind not in ASIDE]
+def queries_of(row: Row, samples: Sequence[Row], counts: Mapping[str, int], count: int) -> list[Probe]:
+    """The first `count` probes of each kind, of those that a study asks (`counts`), and all samples of an edit; of one held out,
+    the probes for locality alone.
+    """
+    probes = [probe for probe in probes_of(row, samples, counts) if probe.kind not in ASIDE]
     if row["split"] == HELD_OUT:
         probes = [probe for probe in probes if probe.kind in LOCALITY_KINDS]
     return few(probes, count)

@@ -2,28 +2,29 @@
 
 One set serves all backbones of a study, so an edit is made only where every one of them is wrong. On drawings like those they
 were trained on they mostly are right: the edit's picture is by an artist they never saw, or a composite of such a drawing.
-Recognition (what is shown?) and attribute questions (the facts of `embedded`) take turns.
+Recognition (what is shown?) and attribute questions (the facts of `embedded`) take turns, relation by relation, as far as there
+are errors.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from stages.assets.knowledge import Knowledge
 from stages.backbone.views import HELD_OUT_VENDORS
-from stages.backbone.vlm import Backbone
 from stages.okedit.schema import EditRow, Picture
 from stages.okedit.sources import embedded
-from stages.okedit.sources.embedded import Fact, Settings, in_turn, opened
+from stages.okedit.sources.embedded import RECOGNITION, Fact, Settings, in_turn, opened
+from stages.okedit.unedited import Unedited
 from stages.settings import Dataset
 
 __all__ = ["Settings", "build"]
 
 BATCH = 32
-RECOGNITION = "name"
 # The pictures of a concept that the backbones are tried on: each held-out artist's drawing, and a composite of it.
 TRIED = [(vendor, composed) for vendor in HELD_OUT_VENDORS for composed in (False, True)]
 
@@ -31,15 +32,18 @@ TRIED = [(vendor, composed) for vendor in HELD_OUT_VENDORS for composed in (Fals
 class Builder(embedded.Builder):
     """Draws corrections from the fact table."""
 
-    def candidates(self, split: str) -> list[Fact]:
-        """Recognition and attribute questions in turn. What is to be recognised are the concepts that a fact is known of, so that
-        every picture can be asked another question.
+    def candidates(self, split: str) -> list[list[Fact]]:
+        """The facts of each relation, recognition first. What is to be recognised are the concepts that a fact is known of, so
+        that every picture can be asked another question.
         """
         known = {concept for relation in self.relations.values() for concept in relation.facts}
         names = self.knowledge.relations[RECOGNITION]
         names = replace(names, facts={concept: name for concept, name in names.facts.items() if concept in known})
-        attributes = in_turn(*(self.facts(relation, split) for relation in self.relations.values()))
-        return list(in_turn(self.facts(names, split), attributes))
+        return [self.facts(relation, split) for relation in (names, *self.relations.values())]
+
+    def has_locality(self, fact: Fact) -> bool:
+        """Whether there are others to ask about: the target is the true answer."""
+        return self.has_others(fact, self.knowledge.relations[fact.relation].facts[fact.concept])
 
     def tried(self, fact: Fact) -> Iterator[Fact]:
         """The fact with each of its possible pictures, in random order."""
@@ -69,20 +73,19 @@ class Builder(embedded.Builder):
         self.rejected.note(f"unedited answer: {'right' if right else 'may be true'}", f"{fact.edit_id}: {answer}")
         return False
 
-    def corrections(self, split: str) -> list[Fact]:
-        """As many as are wanted, or as there are."""
-        found: list[Fact] = []
-        with tqdm(desc=f"okedit {self.dataset.name} {split}: errors", total=self.wanted[split]) as bar:
-            listed = self.candidates(split)
-            while listed and len(found) < self.wanted[split]:
-                found += self.wrong(listed[:BATCH])
-                listed = listed[BATCH:]
-                bar.update(len(found) - bar.n)
-        return found[: self.wanted[split]]
+    def errors(self, facts: Sequence[Fact]) -> Iterator[Fact]:
+        """Those that every backbone answers wrongly, looked for when they are asked for."""
+        for start in range(0, len(facts), BATCH):
+            yield from self.wrong(facts[start : start + BATCH])
+
+    def corrections(self, split: str) -> Iterator[Fact]:
+        """As many as are wanted, or as there are; relations take turns."""
+        wanted, found = self.wanted[split], in_turn(*map(self.errors, self.candidates(split)))
+        return islice(tqdm(found, desc=f"okedit {self.dataset.name} {split}", total=wanted), wanted)
 
 
 def build(
-    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Backbone], seed: int
+    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Unedited], seed: int
 ) -> tuple[list[EditRow], list[Picture], Counter]:
     """The dataset's rows, its pictures sorted by id, and what was rejected, by reason."""
     builder = opened(Builder, dataset, knowledge, assets, backbones, seed)

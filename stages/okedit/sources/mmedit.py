@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from stages.assets.knowledge import Knowledge
-from stages.backbone.vlm import Backbone
 from stages.okedit import easyedit
 from stages.okedit.generate import PROMPTS, Writer, collect
 from stages.okedit.images import Looks
@@ -25,6 +24,7 @@ from stages.okedit.providers import TEXT
 from stages.okedit.schema import EditRow, Picture
 from stages.okedit.settings import need, path, paths, variant
 from stages.okedit.splits import split_of
+from stages.okedit.unedited import Unedited
 from stages.okedit.validate import Rejected, Tally
 from stages.params import UserError, derive_seed
 from stages.sections import count, entry
@@ -138,7 +138,7 @@ def present(records: Sequence[Mapping[str, Any]], photos: Photos, tally: Tally) 
 
 
 def build(
-    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Backbone], seed: int
+    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Unedited], seed: int
 ) -> tuple[list[EditRow], list[Picture], Counter]:
     """The dataset's rows, its pictures sorted by id, and what was rejected, by reason."""
     settings, at, tally = dataset.settings(Settings), f"datasets.{dataset.name}", Tally()
@@ -150,11 +150,11 @@ def build(
     need(f"{at}.images", *settings.images)
     photos = Photos(settings.images, settings.side)
     writer = settings.text and Writer(settings.text.open(f"{at}.text"), settings.attempts, seed, tally)
-    builder = Builder(dataset, settings, photos, Looks(backbones[0], photos.image), writer, seed)
+    builder = Builder(dataset, settings, photos, Looks(backbones[0].backbone, photos.image), writer, seed)
     rows: list[EditRow] = []
     for split, records in records_of(dataset, settings, tally, seed).items():
         usable = present(records, photos, tally)
         pool = Pool([Asked(r["image"], r["src"], r["pred"]) for r in usable], builder.looks)
         make = partial(builder.edit, split, pool)
-        rows += collect(getattr(dataset, split), usable, make, edit_id_of, tally, f"okedit {dataset.name} {split}")
+        rows += collect(getattr(dataset, split), usable, make, edit_id_of, tally, f"okedit {dataset.name} {split}", rows)
     return rows, photos.used(rows), tally

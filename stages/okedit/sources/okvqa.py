@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from stages.assets.knowledge import Knowledge
-from stages.backbone.vlm import Backbone
-from stages.okedit.agreement import AGREEMENT, unedited_answer
+from stages.backbone.vlm import Query
+from stages.okedit.agreement import AGREEMENT
 from stages.okedit.generate import Painter, Writer, collect
 from stages.okedit.images import Looks
 from stages.okedit.locality import Asked, Pool, draw, open_questions, probe
@@ -26,6 +26,7 @@ from stages.okedit.providers import IMAGE, TEXT
 from stages.okedit.schema import EditRow, Picture
 from stages.okedit.settings import need, path, paths, variant
 from stages.okedit.splits import split_of
+from stages.okedit.unedited import Unedited
 from stages.okedit.validate import Rejected, Tally
 from stages.params import UserError, derive_seed
 from stages.sections import count, entry
@@ -133,11 +134,11 @@ class Builder:
 
     dataset: Dataset
     settings: Settings
-    backbones: Sequence[Backbone]
+    backbones: Sequence[Unedited]
     photos: Photos
     writer: Writer
     painter: Painter
-    texts: Sequence[Mapping[str, Any]]
+    texts: Mapping[str, Sequence[Mapping[str, Any]]]  # by split
     seed: int
 
     def edit(self, split: str, pool: Pool, question: Question) -> EditRow:
@@ -145,7 +146,8 @@ class Builder:
         s, own, edit_id = self.settings, question.asked, question.question_id
         rng = np.random.default_rng(derive_seed(self.seed, self.dataset.name, edit_id))
         picture = self.photos.image(own.image_id)
-        unedited = {unedited_answer(b, own.question, own.image_id, picture): "is the unedited answer" for b in self.backbones}
+        asked = [Query(own.question, own.image_id)], {own.image_id: picture}
+        unedited = {b.answers(*asked)[0]: "is the unedited answer" for b in self.backbones}
         refused = unedited | question.true
         target = self.writer.answer(edit_id, "counterfactual", own.question, refused, answer=own.answer)
         rephrased = self.writer.rephrasings(
@@ -157,11 +159,11 @@ class Builder:
             edit_id=edit_id, split=split, relation=question.category, concept=concept, question=own.question,
             image_id=own.image_id, answer=own.answer, target=target,
             rephrasings_train=rephrased[: s.rephrasings_train], rephrasings=rephrased[s.rephrasings_train :],
-            generality_image_ids=others, locality=self.locality(pool, question, target, concept, rng), hops=[],
+            generality_image_ids=others, locality=self.locality(split, pool, question, target, concept, rng), hops=[],
         )  # fmt: skip
 
     def locality(
-        self, pool: Pool, question: Question, target: str, concept: str, rng: np.random.Generator
+        self, split: str, pool: Pool, question: Question, target: str, concept: str, rng: np.random.Generator
     ) -> list[dict[str, Any]]:
         """The picture of the third answer counts among the near ones; the other near ones are the photos most alike."""
         own, d = question.asked, self.dataset
@@ -176,13 +178,13 @@ class Builder:
             *pool.same_question(own, d.near - len(drawn), d.far, rng),
             *pool.other_question(own, d.other_question, rng),
             *pool.unrelated(own, d.unrelated, rng),
-            *draw(self.texts, d.text_only, rng),
+            *draw(self.texts[split], d.text_only, rng),
             probe("no_image", None, own.question, ""),
         ]
 
 
 def build(
-    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Backbone], seed: int
+    dataset: Dataset, knowledge: Knowledge, assets: Path, backbones: Sequence[Unedited], seed: int
 ) -> tuple[list[EditRow], list[Picture], Counter]:
     """The dataset's rows, its pictures sorted by id, and what was rejected, by reason."""
     settings, at, tally = dataset.settings(Settings), f"datasets.{dataset.name}", Tally()
@@ -199,10 +201,10 @@ def build(
             tally.note(str(error), question.question_id)
     writer = Writer(text, settings.attempts, seed, tally)
     painter = Painter(image, agrees, settings.attempts, seed, photos, tally)
-    texts = open_questions(assets) if dataset.text_only else []
-    builder = Builder(dataset, settings, backbones, photos, writer, painter, texts, seed)
-    looks = Looks(backbones[0], photos.image)
     wanted = {"test": dataset.test, "dev": dataset.dev, "train": dataset.train}
+    texts = {split: open_questions(assets, split) if dataset.text_only else [] for split in wanted}
+    builder = Builder(dataset, settings, backbones, photos, writer, painter, texts, seed)
+    looks = Looks(backbones[0].backbone, photos.image)
     splits = split_of((q.image for q in usable), wanted, seed)
     rows: list[EditRow] = []
     for split, n in wanted.items():
@@ -211,5 +213,5 @@ def build(
         pool = Pool([q.asked for q in listed], looks)
         make = partial(builder.edit, split, pool)
         ordered = [listed[i] for i in order]
-        rows += collect(n, ordered, make, lambda q: q.question_id, tally, f"okedit {dataset.name} {split}")
+        rows += collect(n, ordered, make, lambda q: q.question_id, tally, f"okedit {dataset.name} {split}", rows)
     return rows, photos.used(rows), tally
