@@ -44,8 +44,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character, and the special tokens of the chat template."""
     characters = [chr(c) for c in range(32, 127)] + ["\n"]
     vocabulary = {token: i for i, token in enumerate([END, "<|im_start|>", IMAGE_TOKEN, *characters])}
@@ -55,6 +54,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token=END, pad_token=END, additional_special_tokens=["<|im_start|>", IMAGE_TOKEN]
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tests' tokenizer."""
+    return make_tokenizer()
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
@@ -74,14 +79,19 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForCon
     return model
 
 
-@pytest.fixture()
-def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
+def make_backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
     """A tiny backbone that has seen the pictures "red" and "noise"."""
     model = make_model(tokenizer)
     made = Backbone(model, tokenizer, LAYER, "tiny", adapt(model, tokenizer, prompt=PROMPT))
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     made.add_pictures({"red": Image.new("RGB", (64, 64), (200, 30, 30)), "noise": Image.fromarray(noise)})
     return made
+
+
+@pytest.fixture()
+def backbone(tokenizer: PreTrainedTokenizerFast) -> Backbone:
+    """The tiny backbone, opened anew."""
+    return make_backbone(tokenizer)
 
 
 @pytest.fixture()

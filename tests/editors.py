@@ -31,7 +31,7 @@ SETTINGS = ONE_MAP | {
     },
     "serac": {"scope_lr": 0.01, "scope_steps": 20, "rank": 2, "scale": 4.0, "lr": 1e-3, "steps": 3, "seed": 0},
     "wise": {
-        "alpha": 5.0, "beta": 20.0, "gamma": 10.0, "mask": 0.5, "ratio": 0.88, "bound": 1.0, "lr": 0.1, "steps": 150, "seed": 0,
+        "alpha": 5.0, "beta": 20.0, "gamma": 10.0, "mask": 0.5, "bound": 1.0, "lr": 0.1, "steps": 150, "seed": 0,
     },
 }  # fmt: skip
 PARTS = {"finetune-last": {"part": "last"}, "finetune-connector": {"part": "connector", "lr": 0.1, "steps": 150}}

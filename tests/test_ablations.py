@@ -8,9 +8,9 @@ import pytest
 from test_metrics import METHOD, RADIUS, row
 
 from stages.ablations import sweeps
-from stages.metrics.tuning import ALPHAS, settled
 from stages.report import names
-from stages.scoring import routing, scores
+from stages.scoring import routing, scope, scores
+from stages.scoring.scope import settled
 from stages.settings import NEGATIVES, SPANS
 
 
@@ -45,7 +45,7 @@ WHERE = {"split": "test", "protocol": "strict", "metric": "locality"}
 def test_the_sweep_agrees_with_the_configured_radius(sweep: sweeps.Sweep) -> None:
     alphas = sweeps.alpha_sweep(sweep)
     assert at(alphas, alpha=RADIUS.alpha, distance="euclidean", **WHERE) == at(sweep.scored(), **WHERE)
-    assert sorted(alphas["alpha"].unique()) == list(ALPHAS) and set(alphas["split"]) == {"dev", "test"}
+    assert sorted(alphas["alpha"].unique()) == list(sweeps.ALPHAS) and set(alphas["split"]) == {"dev", "test"}
 
 
 def test_strategies_are_the_ends_of_the_sweep(sweep: sweeps.Sweep) -> None:
@@ -131,10 +131,15 @@ def test_a_methods_own_point_is_its_score(sweep: sweeps.Sweep) -> None:
     assert point["locality"] == mean["locality"]
 
 
-def test_alpha_dev_is_the_sweeps_best_on_dev(sweep: sweeps.Sweep) -> None:
-    asked = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
-    best = sweeps.best_alpha(sweeps.alpha_sweep(sweep), RADIUS)["best_alpha_on_dev"]
-    assert settled(asked, sweep.trace).radius.alpha == best
+def test_alpha_dev_has_on_dev_edits_the_score_it_was_chosen_for(sweep: sweeps.Sweep) -> None:
+    """The sweep says of the chosen α what the choice went by, and of no α at which a query comes in anything better."""
+    asked, trace = replace(METHOD, radius=replace(RADIUS, alpha="dev")), sweep.trace
+    dev, on_dev = trace[trace["split"] == "dev"], WHERE | {"split": "dev", "metric": "hm"}
+    found = scope.choose(dev, asked)
+    assert settled(asked, trace) == found.method
+    assert at(sweep.scored(radius=found.method.radius), **on_dev) == pytest.approx(found.hms.max())
+    tried = [at(sweep.scored(radius=replace(RADIUS, alpha=float(one))), **on_dev) for one in found.values]
+    assert tried == pytest.approx(found.hms.tolist()) and len(set(tried)) > 2
 
 
 def test_no_two_constant_radii_have_one_name(sweep: sweeps.Sweep) -> None:

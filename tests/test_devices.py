@@ -8,11 +8,10 @@ import torch
 from stages.backbone.adapters import adapt
 from stages.backbone.vlm import Backbone
 from stages.editing import trace
-from stages.editing.cell import place
+from stages.editing.cell import place, sums
 from stages.editing.codebook import Codebook, Entry
 from stages.editing.editors import load_editor
 from stages.editing.fitting import Example
-from stages.editing.make import fingerprint
 from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from tests import elsewhere
@@ -62,11 +61,11 @@ def test_a_model_elsewhere_is_traced_as_on_the_cpu(architecture: str, words, tmp
     """With the editors that stand for the rest on one architecture, and one editor on all."""
     backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path)
     editors = sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]
-    expected, weights = {name: traced(backbone, name) for name in editors}, fingerprint(backbone)
+    expected, weights = {name: traced(backbone, name) for name in editors}, sums(backbone)
     backbone = moved(backbone)
     with elsewhere.accelerator():
         found = {name: traced(backbone, name) for name in editors}
-        assert fingerprint(backbone) == weights
+        assert sums(backbone) == weights
     for name in editors:
         for here, there in zip(expected[name], found[name], strict=True):
             numbers = {key for key, value in here.items() if isinstance(value, float)}
@@ -129,7 +128,7 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
     """bfloat16 states, float32 keys and master weights; every editor lowers the loss and leaves the weights as they were."""
     backbone = open_checkpoint(save_checkpoint(architecture, words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     assert backbone.edited.weight.dtype == torch.bfloat16
-    weights, states = fingerprint(backbone), run_trunk(backbone, ROW, PROBES)
+    weights, states = sums(backbone), run_trunk(backbone, ROW, PROBES)
     assert states.hidden.dtype == torch.bfloat16
     assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
     for name in sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]:
@@ -138,7 +137,7 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
         edit = load_editor(name)(backbone, request, ONE_MAP[name])
         rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
         assert edit.loss < before.loss and rows[0]["target_on"] == edit.reached
-    assert fingerprint(backbone) == weights
+    assert sums(backbone) == weights
 
 
 def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None:

@@ -12,7 +12,6 @@ from stages.editing.probes import probes_of
 from stages.editing.resume import Records
 from stages.editing.trunk import run_trunk
 from stages.layers import __main__ as layers
-from stages.metrics.tuning import ALPHAS
 from stages.params import UserError
 from tests.cells import DEV, PARAMS, make, method
 from tests.rows import ROW, SAMPLES
@@ -49,11 +48,11 @@ def test_every_depth_is_edited_and_scored(cell: Cell, records: Records, tmp_path
     before = {name: tensor.clone() for name, tensor in cell.backbone.model.state_dict().items()}
     for layer in (0, 1):
         at = replace(cell, backbone=seen_from(cell.backbone, layer), backbone_name=f"tiny-layer{layer}")
-        with at.records() as own:
+        with layers.records(at) as own:
             table = layers.depth(PARAMS, at, cell.grid[0], own)
         strict = table[table["protocol"] == "strict"].set_index("metric")
         assert strict.loc["reliability", "mean"] == 1 and set(strict.index) == {*layers.SHOWN, "hm"}
-        assert (strict["n"] == 1).all() and strict["alpha"].iloc[0] in ALPHAS and strict["inverted"].iloc[0] in (0, 1)
+        assert (strict["n"] == 1).all() and 0 <= strict["alpha"].iloc[0] <= 1 and strict["inverted"].iloc[0] in (0, 1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in cell.backbone.model.state_dict().items())
 
 

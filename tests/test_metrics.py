@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.metrics import paired, strata, tuning
+from stages.metrics import paired, strata
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import UserError, load
 from stages.scoring import routing, scores
@@ -26,7 +26,7 @@ def row(edit: str, probe: int, kind: str, distance: float, *, target=(False, Tru
         "seed": 0, "split": "test", "edit_id": edit, "probe": probe, "kind": kind, "euclidean_prompt": distance,
         "cosine_prompt": distance / 100, "target_off": target[0], "target_on": target[1], "same_on": same,
         "tf_off": 0.0 if kind in scores.REACHED else 1.0, "tf_on": 1.0 if kind in scores.REACHED else 0.5,
-        "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True, "fires": False, "diverged": False,
+        "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True, "score": NAN, "diverged": False,
     }  # fmt: skip
     return base | more
 
@@ -78,8 +78,10 @@ def test_routing_by_hand(trace: pd.DataFrame) -> None:
     assert routing.routed_on(trace, replace(METHOD, router="always")).all()
     oracle = trace["probe"][routing.routed_on(trace, replace(METHOD, router="oracle"))]
     assert oracle[trace["edit_id"] == "a"].tolist() == [0, 1, 2, 3, 4, 9]
-    fires = trace.assign(fires=trace["kind"] == "near_image")
-    assert fires["probe"][routing.routed_on(fires, replace(METHOD, router="builtin"))].tolist() == [5, 6, 3]
+    scored = trace.assign(score=trace["kind"].map({"near_image": 0.5, "far_image": 0.4}))  # the others have none
+    builtin = replace(METHOD, router="builtin", threshold=0.5)
+    assert scored["probe"][routing.routed_on(scored, builtin)].tolist() == [5, 6, 3]
+    assert scored["probe"][routing.routed_on(scored, replace(builtin, threshold=0.4))].tolist() == [5, 6, 7, 3, 4]
 
 
 def test_a_diverged_edit_counts_as_failed_and_is_counted(trace: pd.DataFrame) -> None:
@@ -136,6 +138,33 @@ def test_the_harmonic_mean_lies_between_its_parts(parts: list[float]) -> None:
 
 def test_the_harmonic_mean_of_a_zero_is_zero() -> None:
     assert scores.harmonic_mean(np.array([1.0, 0.0, 1.0])) == 0
+
+
+def tied(*settings: list[float]) -> list[bool]:
+    """Which settings are tied with the first: of each the edits' values of one part of HM; all other parts are 1."""
+    parts = np.ones((len(settings), len(settings[0]), 3))
+    parts[..., 0] = settings
+    return scores.tied(parts, 0).tolist()
+
+
+def test_ties_by_hand() -> None:
+    """A part of mean m beside ones: HM = 3m / (1 + 2m), its slope 3 / (1 + 2m)². Of [0 1] HM is 0.75 and the slope too, the two
+    edits pull by 0.75 · ±½ / 2 = ±0.1875, an error of 0.265, more than the 0.25 to the best. Of [½ 1] HM is 0.9, the slope 0.48,
+    the error 0.48 · ¼ / 2 · √2 = 0.085, less than 0.1.
+    """
+    assert tied([1, 1], [0, 1], [0.5, 1], [1, 1]) == [True, True, False, True]
+    assert tied([1, 1, 1], [0, 1, NAN], [0.5, 1, NAN]) == [True, True, False]  # an edit without the part says nothing
+    assert tied([1, 1], [0, 0]) == [True, False]
+
+
+def test_ties_are_paired() -> None:
+    """[0.9 0] lies 0.04 below [1 0], and its own error is 0.26; but the same edits pull both alike: the paired error is 0.001."""
+    assert tied([1, 0], [0.9, 0], [0, 1]) == [True, False, True]
+
+
+def test_a_missing_part_is_never_best() -> None:
+    parts = np.array([[[0.1, 0.1, 0.1]], [[1, 1, NAN]]])
+    assert scores.hm_of(parts).tolist() == pytest.approx([0.1, -1]) and not scores.tied(parts, 0)[1]
 
 
 @st.composite
@@ -252,21 +281,3 @@ def test_strata_by_hand() -> None:
     found = strata.stratify(table, by, 50, 0.95, 0).set_index(["stratum", "metric"])
     assert found.loc[("x", "locality"), ["mean", "n"]].tolist() == [0.5, 2]
     assert found.loc[("y", "hm"), ["mean", "low", "high", "n"]].tolist() == [1, 1, 1, 1]
-
-
-def test_alpha_is_chosen_on_dev_edits_alone() -> None:
-    """d+ = 2 and d- = 10: ε = 10 - 8α reaches 3 and leaves 7 for α in (.375, .875]; the test edit would want another."""
-    kinds = {"edit": 0.0, "text_generality": 3.0, "image_generality": 3.0, "near_image": 7.0}
-    rows = [row("a", i, kind, distance, split="dev") for i, (kind, distance) in enumerate(kinds.items())]
-    rows += [row("b", i, kind, 9 * bool(distance)) for i, (kind, distance) in enumerate(kinds.items())]
-    rows += [row(e, 9 + i, f"sample_{k}", d, split=s) for e, s in (("a", "dev"), ("b", "test")) for i, (k, d) in enumerate(
-        (("positive", 2.0), ("black", 10.0)))]  # fmt: skip
-    trace, asked = pd.DataFrame(rows), replace(METHOD, radius=replace(RADIUS, alpha="dev"))
-    assert tuning.settled(asked, trace).radius.alpha == 0.4
-    assert tuning.settled(METHOD, trace) == METHOD
-    constant = replace(asked, radius=replace(asked.radius, strategy="constant"))
-    assert np.isnan(tuning.settled(constant, trace).radius.alpha)
-    always = replace(asked, router="always")
-    assert tuning.settled(always, trace) == always
-    with pytest.raises(UserError, match="radius.alpha: 'dev' .* without dev edits"):
-        tuning.settled(asked, trace[trace["split"] == "test"])

@@ -1,6 +1,5 @@
 """Sequences of edits: what is traced for them, and by hand what is left after each."""
 
-import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from stages.editing.editors import load_editor
 from stages.editing.edits import Difference, Edit
 from stages.editing.probes import probes_of
 from stages.editing.resume import Records
+from stages.editing.team import Team
 from stages.editing.trace import Trial, trace_edit, trace_edits
 from stages.editing.transform import Layer, Value
 from stages.editing.trunk import request_of, run_trunk
@@ -24,7 +24,7 @@ from stages.retention.replay import replay
 from stages.sequences import check, interference, planning, rollout
 from stages.sequences.chain import chain
 from stages.sequences.orders import orders, points
-from stages.sequences.probes import KEPT, ProbeSet, outcomes, queries_of
+from stages.sequences.probes import KEPT, outcomes, probe_sets, queries_of
 from tests.cells import PARAMS, SOURCE, make, method
 from tests.editors import PARTS, SETTINGS
 from tests.rows import ROW, SAMPLES
@@ -39,13 +39,14 @@ def two(backbone: Backbone, name: str, probes: int = 2, **hyper: object) -> Cell
     return replace(make(backbone, method(name, **hyper)), rows=[ROW, OTHER], queries=queries)
 
 
-def probe_sets(cell: Cell) -> list[ProbeSet]:
-    return [ProbeSet.of(cell, row) for row in cell.rows]
+def near(value: object) -> object:
+    """A number that may differ by what a batch of another size rounds otherwise."""
+    return pytest.approx(float(value), nan_ok=True)
 
 
 def approximately(row: dict[str, object]) -> dict[str, object]:
-    """The same row, in which numbers may differ by what a batch of another size rounds otherwise."""
-    return {name: pytest.approx(value) if isinstance(value, float) else value for name, value in row.items()}
+    """The same row with its numbers `near`."""
+    return {name: near(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
@@ -79,15 +80,23 @@ def test_a_memory_answers_each_probe_with_the_edit_it_recalls(backbone) -> None:
     assert by_each[id(one)] != by_each[id(none)]
 
 
-def test_what_the_recalled_edit_leaves_alone_is_answered_by_the_unedited_model(backbone) -> None:
+def test_every_outcome_is_the_recalled_edits_with_the_score_that_decides_later(backbone) -> None:
+    """Also where the score is low: which threshold the router has is chosen afterwards."""
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
     (one,), asked = cell.made(cell.prepared({})[0], cell.grid[0], [ROW], 0), probe_sets(cell)[0]
-    pictured = replace(one, fires=lambda queries, *_: torch.tensor([query.image_id == ROW["image_id"] for query in queries]))
+    pictured = replace(one, scores=lambda queries, *_: torch.tensor([0.25 + 0.5 * (q.image_id == "red") for q in queries]))
     expected = [
-        one_on | {"fires": 1.0} if probe.image_id == ROW["image_id"] else one_off | {"fires": 0.0}
-        for probe, one_on, one_off in zip(asked.probes, *(outcomes(cell, edit, [asked]) for edit in (one, Edit())), strict=True)
+        told | {"score": 0.75 if probe.image_id == "red" else 0.25}
+        for probe, told in zip(asked.probes, outcomes(cell, one, [asked]), strict=True)
     ]
     assert outcomes(cell, Edit(recall=lambda _query: pictured), [asked]) == [approximately(row) for row in expected]
+    assert {row["score"] for row in expected} == {0.25, 0.75}
+
+
+def test_probes_are_read_once(backbone) -> None:
+    cell = two(backbone, "balancedit", lr=1e-2)
+    assert probe_sets(cell) is probe_sets(cell) and [one.row for one in probe_sets(cell)] == cell.rows
+    assert [one.row for one in probe_sets(replace(cell, rows=[OTHER]))] == [OTHER]  # another cell has its own
 
 
 def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +110,7 @@ def test_an_edit_of_pictures_tokens_is_asked_about_pictures_alone(backbone, monk
     whole = trace_edit(backbone, ROW, asked.probes, asked.states, edit)
     monkeypatch.setattr("stages.sequences.probes.trace_edits", telling)
     found = [{name: row[name] for name in KEPT} for row in outcomes(cell, edit, [asked])]
-    assert found == [{name: pytest.approx(float(one[name])) for name in KEPT} for one in whole]
+    assert found == [{name: near(one[name]) for name in KEPT} for one in whole]
     pictured = [probe for probe in asked.probes if probe.image_id is not None]
     assert told == pictured and len(pictured) < len(asked.probes)
 
@@ -128,13 +137,13 @@ def test_fewer_probes_have_the_same_outcomes(backbone, records: Records) -> None
     some = asked.some([0, 2])
     assert some.labels() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
     for number, found in zip(some.numbers, outcomes(cell, edit, [some]), strict=True):
-        assert {name: found[name] for name in KEPT} == {name: pytest.approx(float(whole[number][name])) for name in KEPT}
+        assert {name: found[name] for name in KEPT} == {name: near(whole[number][name]) for name in KEPT}
 
 
 def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backbone, records: Records) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
     asked = probe_sets(cell)
-    trace, table = interference.each(cell, cell.grid[0], cell.rows, asked, [[0, 1]], [1, 2], records)
+    trace, table = interference.each(Team.alone(cell), cell.grid[0], cell.rows, [[0, 1]], [1, 2], records)
     assert trace.groupby("edit_id", sort=False).size().tolist() == [len(cell.queries[row["edit_id"]]) for row in cell.rows]
     assert set(table["entry"]) == {ROW["edit_id"], OTHER["edit_id"]} and len(table) == 2 * sum(len(a.probes) for a in asked)
     own = table["entry"] == table["edit_id"]
@@ -175,9 +184,8 @@ def test_edits_of_one_target_within_reach_may_be_taken_in() -> None:
 
 
 def test_always_on_edits_are_traced_by_themselves_and_held_out_ones_never_made(backbone, records: Records) -> None:
-    cell = two(backbone, "ft", part="layer", lr=1e-2, loss=0.05)
-    asked = [probe_sets(cell)[0], replace(probe_sets(cell)[1], row=OTHER | {"split": "dev"})]
-    trace, met = interference.each(cell, cell.grid[0], [ROW], asked, [[0]], [1], records)
+    cell = replace(two(backbone, "ft", part="layer", lr=1e-2, loss=0.05), rows=[ROW, OTHER | {"split": "dev"}])
+    trace, met = interference.each(Team.alone(cell), cell.grid[0], [ROW], [[0]], [1], records)
     held_out = trace[(trace["edit_id"] == OTHER["edit_id"]) & ~trace["kind"].str.startswith("sample_")]
     assert met.empty and set(held_out["split"]) == {"dev"} and held_out["same_on"].all()
     assert trace.loc[(trace["edit_id"] == ROW["edit_id"]) & (trace["kind"] == "edit"), "target_on"].all()
@@ -194,7 +202,7 @@ def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Records
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Records) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
     settings = replace(SPREAD, at=(1,), orders=2)
-    table = rollout.rollout(cell, cell.grid[0], cell.rows, probe_sets(cell), settings, 0, records)
+    table = rollout.rollout(Team.alone(cell), cell.grid[0], cell.rows, settings, 0, records)
     held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
     assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}
@@ -217,15 +225,12 @@ def test_sequences_are_made_from_edits_settings_and_sizes(backbone, monkeypatch:
 
 
 @pytest.mark.parametrize(("name", "hyper"), [("balancedit", {"lr": 1e-2}), ("ft", {"part": "layer", "lr": 1e-2, "loss": 0.05})])
-def test_changed_code_is_checked_on_some_edits(
-    backbone, records, monkeypatch: pytest.MonkeyPatch, name: str, hyper: dict
-) -> None:
+def test_changed_code_is_checked_on_some_edits(backbone, records: Records, name: str, hyper: dict) -> None:
     """What is made again is the same, an outcome that another order leaves is not, and what was never met is not compared."""
     cell, settings = two(backbone, name, **hyper), replace(SPREAD, at=(1,), orders=1)
-    cell = replace(cell, method=replace(cell.method, sequence=settings))
-    monkeypatch.setattr(Cell, "records", lambda *_: contextlib.nullcontext({}))
-    tables = chain(cell, cell.grid[0], settings, 0, True)
-    assert check.differs(cell, cell.grid[0], settings, tables, 0) == ""
+    team = Team.alone(replace(cell, method=replace(cell.method, sequence=settings)))
+    tables = chain(team, cell.grid[0], settings, 0, True, records)
+    assert check.differs(team, cell.grid[0], settings, tables, 0) == ""
     changed = {
         "trace": ("same_on", ""),
         "rollout": ("target_on", ", after 2 edits"),
@@ -234,7 +239,7 @@ def test_changed_code_is_checked_on_some_edits(
     for table, (column, where) in changed.items():
         if len(tables[table]):
             other = tables[table].assign(**{column: tables[table][column].map(lambda value: not value)})
-            found = check.differs(cell, cell.grid[0], settings, tables | {table: other}, 0)
+            found = check.differs(team, cell.grid[0], settings, tables | {table: other}, 0)
             assert found.startswith(f"{column} of colour-") and where in found
 
 
@@ -310,7 +315,7 @@ def test_retention_by_hand() -> None:
 
 def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
     tables = hand_made()
-    rolled_out = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, fires=1.0)
+    rolled_out = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, score=1.0)
     tables = replace(tables, rollout=rolled_out)
     (everywhere,) = retention.shared(tables, [[0, 1]], None, "")
     assert not everywhere.outcomes["same"].any() and everywhere.outcomes["target"].all()
@@ -318,6 +323,22 @@ def test_the_released_code_asks_the_last_edits_radius(backbone) -> None:
     kept = within.outcomes.set_index(["edit_id", "probe"])["same"]
     assert kept.loc["x", 2] and kept.loc["y", 2] and kept.loc["z", 2] and not kept.loc["x", 1]
     assert within.counts == {"entries": 1, "bytes": 30 + 2 * 8}  # one copy, two keys
+
+
+def test_in_shared_weights_a_query_is_answered_from_the_threshold_on() -> None:
+    """Scores of 1, ½ and ¼ for an edit's own query, its rephrasing and its near picture; none has no score and no answer."""
+    tables = hand_made()
+    scored = tables.trace["probe"].map({0: 1.0, 1: 0.5, 2: 0.25}).mask(tables.trace["edit_id"] == "z")
+    rolled_out = tables.trace[["edit_id", "probe"]].assign(order=0, made=2, target_on=1.0, same_on=0.0, tf_on=1.0, score=scored)
+    tables = replace(tables, rollout=rolled_out)
+
+    def answered(threshold: float | None) -> list[tuple[str, int]]:
+        (point,) = retention.shared(tables, [[0, 1]], None, "", threshold=threshold)
+        changed = point.outcomes[~point.outcomes["same"].astype(bool)]
+        return sorted(zip(changed["edit_id"], changed["probe"], strict=True))
+
+    assert answered(0.5) == [("x", 0), ("x", 1), ("y", 0), ("y", 1)] and answered(0.6) == [("x", 0), ("y", 0)]
+    assert answered(2.0) == [] and len(answered(None)) == len(tables.trace)
 
 
 def test_an_outcome_that_is_not_known_is_an_error() -> None:

@@ -25,14 +25,15 @@ def test_activation_and_margins_by_hand() -> None:
     assert wise.margins(torch.tensor(12.0), torch.tensor(8.0), settings) == (8 - 5) + (20 - 12) + (10 - 4)
 
 
-def test_a_side_memory_is_sparse_bounded_and_fires_on_its_edit(backbone, examples, states, tmp_path) -> None:
+def test_a_side_memory_is_sparse_bounded_and_scores_shares_of_its_edits_activation(backbone, examples, states, tmp_path) -> None:
     edit = made("wise", backbone, examples, states, tmp_path)
     (value, add), *others = edit.added.items()
     delta = add.delta
     assert value is backbone.decoder.layers[backbone.layer].mlp.down_proj and not others
     assert 0.45 < (delta == 0).float().mean() < 0.55 and delta.abs().max() <= 1
-    asked = [Query("What is it?", "red")]
-    assert edit.fires(asked, states.hidden[:1], states.mask[:1], states.positions[:1]).tolist() == [True]
+    told = edit.scores([], states.hidden, states.mask, states.positions)
+    own = wise.score(wise.activations(backbone, states.hidden, states.mask, states.positions), delta, states.mask)
+    assert told[0] == pytest.approx(1) and told.tolist() == pytest.approx((own / own[0]).tolist(), rel=1e-5)
 
 
 def test_an_edit_is_held_apart_from_one_irrelevant_query(backbone, examples, states, tmp_path, monkeypatch) -> None:
@@ -61,7 +62,7 @@ def test_a_sequence_trains_one_shard_and_then_another(backbone, examples, states
     last, left = None, []
     for number, request in enumerate(requests):
         last = wise.edit(backbone, replace(request, start=last), settings | {"seed": number}, learnt)
-        left.append(last.fires)
+        left.append(last.scores)
     first, second, third = left
     assert [len(side.shards) for side in left] == [1, 1, 2] and [side.edits for side in left] == [1, 2, 3]
     assert torch.equal(first.trained, second.trained) and not torch.equal(second.trained, third.trained)

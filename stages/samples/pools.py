@@ -49,13 +49,18 @@ class Drawings:
         self.neighbours = Neighbours.open(assets, [c.code_point for c in self.concepts])
 
     def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
-        """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe."""
+        """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe; of all
+        concepts where none of the relation's is left.
+        """
         vendor = row["image_id"].split("/")[0]
         codes = [p["image_id"].split("/")[1] for p in [row, *row["locality"]] if p["image_id"]]
         known = {self.concepts[self.code[code]].name for code in codes}
-        found = (self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts)
-        drawings = [f"{vendor}/{c.code_point}" for c in found if c.name not in known]
-        return [image_id for image_id in drawings if image_id not in elsewhere]
+        related = [self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts]
+        for concepts in (related, self.concepts):
+            drawings = [f"{vendor}/{c.code_point}" for c in concepts if c.name not in known]
+            if left := [image_id for image_id in drawings if image_id not in elsewhere]:
+                return left
+        raise UserError(f"{row['edit_id']}: no other drawing is left for a negative sample; allowed: fewer edits")
 
     def nearest(self, row: Row, others: Sequence[str]) -> str:
         """By the features of ImageNet's tower, within the artist's drawings."""
