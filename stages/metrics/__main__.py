@@ -5,12 +5,14 @@ python -m stages.metrics
 """
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from stages import beside
 from stages.metrics import paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.metrics.tuning import settled
@@ -23,47 +25,55 @@ PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_hol
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, compared, used, stratified, rows = [], [], [], [], [], [], 0
-    for dataset, backbone in product(params.datasets, params.edited):
-        draws, tables = None, {}
-        for method in params.methods.values():
-            cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
-            trace = read_trace(dataset, backbone, method.name)
-            used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
-            method = settled(method, trace)
-            rows += len(trace)
-            routed = routing.route(trace, routing.routed_on(trace, method))
-            if method.router == "codebook":
-                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
-            routed = routed[routed["split"] == "test"].assign(**cell)
-            outcomes.append(routed)
-            if draws is None:
-                seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
-                draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
-            for protocol in scores.PROTOCOLS:
-                tables[protocol, method.name] = scores.per_edit(routed, protocol)
-                summary = scores.summarise(tables[protocol, method.name], draws, params.metrics.level)
-                scored.append(summary.assign(**cell, protocol=protocol))
-            seed = derive_seed(params.seed, "strata", dataset, backbone)
-            chosen = params.metrics.resamples, params.metrics.level, seed
-            parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
-            stratified.append(parts.assign(**cell, protocol="strict"))
-        compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
-    table = pd.concat(scored)[[*AXES, "protocol", "metric", "mean", "low", "high", "n"]]
-    reach = pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
-    write_csv(Path("reports/scores.csv"), table)
-    write_csv(Path("reports/radii.csv"), reach)
-    write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
-    write_csv(Path("reports/strata.csv"), pd.concat(stratified))
-    write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*AXES, *PAIRED]])
+    found = beside.each(partial(score, params), list(product(params.datasets, params.edited)), "metrics")
+    whole = {name: pd.concat([part[name] for part in found]) for name in found[0]}
+    table, reach = whole["scores"], whole["radii"]
+    for name in ("scores", "radii", "settings", "strata", "paired"):
+        write_csv(Path(f"reports/{name}.csv"), whole[name])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
-        pd.concat(outcomes).reset_index(drop=True).to_parquet(temporary, compression="zstd")
+        whole["outcomes"].reset_index(drop=True).to_parquet(temporary, compression="zstd")
     inverted = reach.groupby("method")["inverted"].sum()
     listed = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
     print(f"[metrics] d+ > d-: {listed}")
-    print(f"[metrics] read {len(scored) // 2} traces ({rows:,} rows) -> reports/scores.csv ({len(table):,} rows)")
+    print(f"[metrics] read {len(whole['settings'])} traces -> reports/scores.csv ({len(table):,} rows)")
+
+
+def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
+    """The tables of a dataset and backbone: every method's scores, its radii, settings, strata and outcomes, and paired tests."""
+    dataset, backbone = place
+    scored, radii, outcomes, used, stratified, draws, tables = [], [], [], [], [], None, {}
+    for method in params.methods.values():
+        cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
+        trace = read_trace(dataset, backbone, method.name)
+        used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
+        method = settled(method, trace)
+        routed = routing.route(trace, routing.routed_on(trace, method))
+        if method.router == "codebook":
+            radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
+        routed = routed[routed["split"] == "test"].assign(**cell)
+        outcomes.append(routed)
+        if draws is None:
+            seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
+            draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
+        for protocol in scores.PROTOCOLS:
+            tables[protocol, method.name] = scores.per_edit(routed, protocol)
+            summary = scores.summarise(tables[protocol, method.name], draws, params.metrics.level)
+            scored.append(summary.assign(**cell, protocol=protocol))
+        seed = derive_seed(params.seed, "strata", dataset, backbone)
+        chosen = params.metrics.resamples, params.metrics.level, seed
+        parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
+        stratified.append(parts.assign(**cell, protocol="strict"))
+    compared = against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset)
+    return {
+        "scores": pd.concat(scored)[[*AXES, "protocol", "metric", "mean", "low", "high", "n"]],
+        "radii": pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]],
+        "settings": pd.DataFrame(used),
+        "strata": pd.concat(stratified),
+        "paired": compared[[*AXES, *PAIRED]],
+        "outcomes": pd.concat(outcomes),
+    }
 
 
 def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:
