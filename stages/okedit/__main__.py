@@ -2,7 +2,7 @@
 
     python -m stages.okedit okedit
 
-data/okedit/<dataset>/easyedit/ holds the same edits as EasyEdit reads them.
+data/easyedit/<dataset>/ holds the same edits as EasyEdit reads them: apart, as nothing else here reads its thousands of files.
 """
 
 import importlib
@@ -35,7 +35,7 @@ def main() -> None:
         raise UserError(f"datasets.{dataset.name}.test: {dataset.test} wanted, no edit is left; rejected: {worst}")
     folder = Path("data/okedit") / dataset.name
     schema.write(folder, rows, pictures)
-    found["easyedit"] = easyedit.export(folder / "easyedit", rows, pictures)
+    found["easyedit"] = easyedit.export(Path("data/easyedit") / dataset.name, rows, pictures)
     report = Path("reports/okedit") / f"{dataset.name}.json"
     with write_atomically(report) as temporary:
         temporary.write_text(json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
