@@ -142,9 +142,10 @@ def shared(
     kept where they stand `beside` each other, else what the last one left.
     """
     table = None if radii is None else tables.matrix(column)
-    for (number, made), rows in tables.rollout.groupby(["order", "made"]):
+    place = tables.index.get_indexer(pd.MultiIndex.from_frame(tables.rollout[QUERY]))
+    for (number, made), rows in tables.rollout.assign(place=place)[place >= 0].groupby(["order", "made"]):
         done = [tables.edits[i] for i in orders[number][:made]]
-        now = rows.set_index(QUERY).reindex(tables.index)
+        now = rows.set_index("place").reindex(range(len(tables.index)))
         on = now["fires"].to_numpy() > 0.5
         if table is not None:
             on = table[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
