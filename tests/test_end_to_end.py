@@ -101,15 +101,7 @@ def test_again_runs_nothing(clone: Path) -> None:
 def test_another_alpha_makes_no_edit_again(clone: Path) -> None:
     before = json.loads((clone / "reports/metrics.json").read_text())
     output = dvc(clone, "exp", "run", "-S", "radius.alpha=0.9")
-    ran = set(re.findall(r"Running stage '([\w@-]+)'", output))
-    assert ran <= {
-        "metrics",
-        "ablations",
-        "retention",
-        "claims",
-        *(f"report-{n}" for n in ("metrics", "samples", "edits", "ablations", "sequences", "claims", "index")),
-    }
-    assert "metrics" in ran
+    assert re.findall(r"Running stage '([\w@-]+)'", output) == ["scores", "report-results"]
     radii = pd.read_csv(clone / "reports/radii.csv")
     ours = radii[radii["method"] == "balancedit"]
     expected = 0.9 * ours["d_plus"] + 0.1 * ours["d_minus"]

@@ -130,6 +130,13 @@ def test_the_unedited_model_is_perfectly_local(trace: pd.DataFrame, protocol: st
     assert (table["locality"] == 1).all() and (table["reliability"] == 0).all()
 
 
+@pytest.mark.parametrize("protocol", scores.PROTOCOLS)
+def test_scores_by_kind_are_the_first_of_all_scores(trace: pd.DataFrame, protocol: str) -> None:
+    routed = routing.route(trace, routing.routed_on(trace, METHOD))
+    found, whole = scores.by_kind(routed, protocol), scores.per_edit(routed, protocol)
+    pd.testing.assert_frame_equal(found, whole[whole.columns[: found.shape[1]]])
+
+
 @given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
 def test_the_harmonic_mean_lies_between_its_parts(parts: list[float]) -> None:
     mean = scores.harmonic_mean(np.array(parts))

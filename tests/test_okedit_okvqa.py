@@ -190,7 +190,7 @@ def test_the_stage_writes_rows_report_and_export(coco: dict[str, Any], run_stage
         s: report["splits"][s]["edits"] for s in schema.SPLITS
     }
     assert "1 train edits fewer than wanted; reports/okedit/x.json says why" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "data/okedit/x/easyedit/test.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "data/easyedit/x/test.json").read_text())) == 2
     assert len(schema.read_edits(tmp_path / "data/okedit/x")) == sum(report["splits"][s]["edits"] for s in schema.SPLITS)
 
 

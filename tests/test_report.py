@@ -157,6 +157,13 @@ def test_command_line(studied):
     assert written.returncode == 0 and written.stdout == "[report] index -> reports/index.html\n"
 
 
+def test_a_notebook_leaves_the_process_as_it_was(studied):
+    """The next page may be rendered in the same one, which is asked for by a function's name in `__main__`."""
+    main = sys.modules["__main__"]
+    render(studied, "claims")
+    assert sys.modules["__main__"] is main
+
+
 def test_parse():
     assert execute.parse(["rows=3", "method=grace", "level=0.9"]) == {"rows": 3, "method": "grace", "level": 0.9}
     with pytest.raises(UserError, match="name=value"):

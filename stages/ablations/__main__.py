@@ -5,12 +5,13 @@ python -m stages.ablations
 """
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
+from stages import beside
 from stages.ablations import sweeps
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
@@ -43,39 +44,48 @@ def open_sweep(params: Params, dataset: str, backbone: str, method: str) -> swee
 
 def main() -> None:
     params = load()
-    scored = pd.read_csv("reports/scores.csv")
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
+    places = list(product(params.datasets, params.edited))
+    found = beside.each(partial(sweep, params, pd.read_csv("reports/scores.csv")), places, "ablations")
+    for name, columns in COLUMNS.items():
+        whole = pd.concat([table for tables, _ in found for table in tables[name]])
+        write_csv(OUT / f"{name}.csv", whole[["dataset", "backbone", "method", *columns]])
     summary: dict = {}
+    for (dataset, backbone), (_, best) in zip(places, found, strict=True):
+        summary.setdefault(dataset, {})[backbone] = best
+    with write_atomically(OUT / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"[ablations] {len(places)} of a dataset and a backbone -> {len(COLUMNS)} tables in {OUT}")
+
+
+def sweep(params: Params, scored: pd.DataFrame, place: tuple[str, str]) -> tuple[dict[str, list[pd.DataFrame]], dict[str, dict]]:
+    """The tables of a dataset and backbone, and of each swept method the best α."""
+    dataset, backbone = place
+    at, best = {"dataset": dataset, "backbone": backbone}, {}
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in COLUMNS}
     swept = [m.name for m in params.methods.values() if params.is_ours(m)]  # crosses with other radii are no sweep's
-    for dataset, backbone, method in tqdm(list(product(params.datasets, params.edited, swept)), desc="ablations"):
-        sweep = open_sweep(params, dataset, backbone, method)
-        at = {"dataset": dataset, "backbone": backbone, "method": method}
-        alphas = sweeps.alpha_sweep(sweep)
+    for method in swept:
+        cell = open_sweep(params, dataset, backbone, method)
+        alphas = sweeps.alpha_sweep(cell)
         for name, table in (
             ("alpha", alphas),
-            ("strategies", sweeps.strategies(sweep)),
-            ("negative_samples", sweeps.negative_samples(sweep)),
-            ("sample_counts", sweeps.sample_counts(sweep)),
-            ("spans", sweeps.spans(sweep)),
-            ("roc", sweeps.areas(sweep)),
+            ("strategies", sweeps.strategies(cell)),
+            ("negative_samples", sweeps.negative_samples(cell)),
+            ("sample_counts", sweeps.sample_counts(cell)),
+            ("spans", sweeps.spans(cell)),
+            ("roc", sweeps.areas(cell)),
         ):
-            tables[name].append(table.assign(**at))
-        shown = alphas[(alphas["split"] == "test") & (alphas["distance"] == sweep.method.radius.distance)]
+            tables[name].append(table.assign(**at, method=method))
+        shown = alphas[(alphas["split"] == "test") & (alphas["distance"] == cell.method.radius.distance)]
         points = [(method, alpha, part) for alpha, part in shown.groupby("alpha")]
         here = scored[(scored["dataset"] == dataset) & (scored["backbone"] == backbone)]
         points += [(name, None, part) for name, part in here.groupby("method", sort=False)]
-        tables["frontier"].append(sweeps.frontier(points).assign(dataset=dataset, backbone=backbone))
-        best = sweeps.best_alpha(alphas, settled(sweep.method, sweep.trace).radius)
-        summary.setdefault(dataset, {}).setdefault(backbone, {})[method] = best
+        tables["frontier"].append(sweeps.frontier(points).assign(**at))
+        best[method] = sweeps.best_alpha(alphas, settled(cell.method, cell.trace).radius)
     edited = [m.name for m in params.methods.values() if m.router != "never"]
-    for ours, dataset, backbone, method in product(swept[:1], params.datasets, params.edited, edited):
+    for ours, method in product(swept[:1], edited):
         routed = sweeps.routers(open_sweep(params, dataset, backbone, method), params.method(ours))
-        tables["routers"].append(routed.assign(dataset=dataset, backbone=backbone, method=method))
-    for name, columns in COLUMNS.items():
-        write_csv(OUT / f"{name}.csv", pd.concat(tables[name])[["dataset", "backbone", "method", *columns]])
-    with write_atomically(OUT / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"[ablations] read {len(tables['alpha'])} traces -> {len(COLUMNS)} tables in {OUT}")
+        tables["routers"].append(routed.assign(**at, method=method))
+    return tables, best
 
 
 if __name__ == "__main__":

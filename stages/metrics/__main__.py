@@ -5,12 +5,14 @@ python -m stages.metrics
 """
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from stages import beside
 from stages.metrics import frontier, paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
@@ -24,57 +26,65 @@ INTERVALS = ["mean", "low", "high", "low_relation", "high_relation", "n"]
 
 def main() -> None:
     params = load()
-    scored, radii, outcomes, compared, used, stratified, curves, areas, rows = [], [], [], [], [], [], [], [], 0
-    for dataset, backbone in product(params.datasets, params.edited):
-        draws, tables = None, {}
-        for method in params.methods.values():
-            cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
-            trace = read_trace(dataset, backbone, method.name)
-            used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
-            method = settled(method, trace)
-            rows += len(trace)
-            routed = routing.route(trace, routing.routed_on(trace, method))
-            if method.router == "codebook":
-                radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
-            routed = routed[routed["split"] == "test"].assign(**cell)
-            outcomes.append(routed)
-            if draws is None:
-                seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
-                draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
-                of_edit = routed.drop_duplicates("edit_id").sort_values("edit_id")["relation"].to_numpy()
-                seed = derive_seed(params.seed, "bootstrap", dataset, backbone, "relation")
-                by_relation = scores.resample_groups(of_edit, params.metrics.resamples, seed)
-            curve, area = frontier.measured(trace[trace["split"] == "test"], method, draws, params.metrics.level)
-            curves.append(curve.assign(**cell))
-            areas.append(cell | area)
-            for protocol in scores.PROTOCOLS:
-                tables[protocol, method.name] = table = scores.per_edit(routed, protocol)
-                summary = scores.summarise(table, draws, params.metrics.level)
-                groups = scores.summarise(table, by_relation, params.metrics.level)
-                wide = groups[["low", "high"]].add_suffix("_relation")
-                scored.append(summary.join(wide).assign(**cell, protocol=protocol))
-            seed = derive_seed(params.seed, "strata", dataset, backbone)
-            chosen = params.metrics.resamples, params.metrics.level, seed
-            parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
-            stratified.append(parts.assign(**cell, protocol="strict"))
-        compared.append(against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset))
-    table = pd.concat(scored)[[*AXES, "protocol", "metric", *INTERVALS]]
-    reach = pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]]
-    write_csv(Path("reports/scores.csv"), table)
-    write_csv(Path("reports/radii.csv"), reach)
-    write_csv(Path("reports/settings.csv"), pd.DataFrame(used))
-    write_csv(Path("reports/strata.csv"), pd.concat(stratified))
-    write_csv(Path("reports/frontier.csv"), pd.concat(curves)[[*AXES, *frontier.COLUMNS]])
-    write_csv(Path("reports/areas.csv"), pd.DataFrame(areas))
-    write_csv(Path("reports/paired.csv"), pd.concat(compared)[[*AXES, *PAIRED]])
+    found = beside.each(partial(score, params), list(product(params.datasets, params.edited)), "metrics")
+    whole = {name: pd.concat([part[name] for part in found]) for name in found[0]}
+    table, reach = whole["scores"], whole["radii"]
+    for name in ("scores", "radii", "settings", "strata", "frontier", "areas", "paired"):
+        write_csv(Path(f"reports/{name}.csv"), whole[name])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
-        pd.concat(outcomes).reset_index(drop=True).to_parquet(temporary, compression="zstd")
+        whole["outcomes"].reset_index(drop=True).to_parquet(temporary, compression="zstd")
     inverted = reach.groupby("method")["inverted"].sum()
     listed = ", ".join(f"{method} {count} of {(reach['method'] == method).sum()}" for method, count in inverted.items())
     print(f"[metrics] d+ > d-: {listed}")
-    print(f"[metrics] read {len(scored) // 2} traces ({rows:,} rows) -> reports/scores.csv ({len(table):,} rows)")
+    print(f"[metrics] read {len(whole['settings'])} traces -> reports/scores.csv ({len(table):,} rows)")
+
+
+def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
+    """The tables of a dataset and backbone: every method's scores, radii, settings, strata, frontier and outcomes, and paired
+    tests.
+    """
+    dataset, backbone = place
+    scored, radii, outcomes, used, stratified, curves, areas, draws, tables = [], [], [], [], [], [], [], None, {}
+    for method in params.methods.values():
+        cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
+        trace = read_trace(dataset, backbone, method.name)
+        used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
+        method = settled(method, trace)
+        routed = routing.route(trace, routing.routed_on(trace, method))
+        if method.router == "codebook":
+            radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
+        routed = routed[routed["split"] == "test"].assign(**cell)
+        outcomes.append(routed)
+        if draws is None:
+            seed = derive_seed(params.seed, "bootstrap", dataset, backbone)
+            draws = scores.resample(routed["edit_id"].nunique(), params.metrics.resamples, seed)
+            relations = routed.drop_duplicates("edit_id").sort_values("edit_id")["relation"].to_numpy()
+            by_relation = scores.resample_groups(relations, params.metrics.resamples, seed)
+        curve, area = frontier.measured(trace[trace["split"] == "test"], method, draws, params.metrics.level)
+        curves.append(curve.assign(**cell))
+        areas.append(cell | area)
+        for protocol in scores.PROTOCOLS:
+            tables[protocol, method.name] = table = scores.per_edit(routed, protocol)
+            summary = scores.summarise(table, draws, params.metrics.level)
+            groups = scores.summarise(table, by_relation, params.metrics.level)
+            scored.append(summary.join(groups[["low", "high"]].add_suffix("_relation")).assign(**cell, protocol=protocol))
+        seed = derive_seed(params.seed, "strata", dataset, backbone)
+        chosen = params.metrics.resamples, params.metrics.level, seed
+        parts = strata.stratify(tables["strict", method.name], strata.groups(routed), *chosen)
+        stratified.append(parts.assign(**cell, protocol="strict"))
+    compared = against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset)
+    return {
+        "scores": pd.concat(scored)[[*AXES, "protocol", "metric", *INTERVALS]],
+        "radii": pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]],
+        "settings": pd.DataFrame(used),
+        "strata": pd.concat(stratified),
+        "frontier": pd.concat(curves)[[*AXES, *frontier.COLUMNS]],
+        "areas": pd.DataFrame(areas),
+        "paired": compared[[*AXES, *PAIRED]],
+        "outcomes": pd.concat(outcomes),
+    }
 
 
 def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:

@@ -24,7 +24,8 @@ def compare(ours: pd.DataFrame, other: pd.DataFrame, signs: np.ndarray, draws: n
     """metric, difference (ours − other) with a bootstrap interval, two-sided p, `detectable` and n, from two `per_edit` tables.
 
     `draws` come from `scores.resample`, `signs` from `swaps`. Every edit counts that has the metric; its n is theirs.
-    `detectable` is the smallest difference that a test at 5 % finds in four of five studies of as many edits that vary as these do.
+    `detectable` is the smallest difference that a test at 5 % finds in four of five studies of as many edits that vary as
+    these do.
     """
     rows, parts = [], ["reliability", *HM_PARTS]
     whole = [table[parts].to_numpy(dtype=float) for table in (ours, other)]

@@ -2,7 +2,7 @@
 
     python -m stages.okedit okedit
 
-data/okedit/<dataset>/easyedit/ holds the same edits as EasyEdit reads them.
+data/easyedit/<dataset>/ holds the same edits as EasyEdit reads them: apart, as nothing else here reads its thousands of files.
 """
 
 import importlib
@@ -41,7 +41,7 @@ def main() -> None:
     folder = Path("data/okedit") / dataset.name
     schema.write(folder, rows, pictures)
     unedited.keep(dataset.name, backbones)
-    found["easyedit"] = easyedit.export(folder / "easyedit", rows, pictures)
+    found["easyedit"] = easyedit.export(Path("data/easyedit") / dataset.name, rows, pictures)
     report = Path("reports/okedit") / f"{dataset.name}.json"
     with write_atomically(report) as temporary:
         temporary.write_text(json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

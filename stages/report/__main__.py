@@ -1,13 +1,17 @@
-"""Run one notebook and write its figures, tables and page, or write the index page that leads to all reports.
+"""Run notebooks and write their figures, tables and pages, or write the index page that leads to all reports.
 
 python -m stages.report metrics                 # notebooks/metrics.ipynb -> reports/metrics.html
 python -m stages.report edits rows=12           # a parameter of the notebook, by name
-python -m stages.report index                   # reports/index.html
+python -m stages.report edits metrics index     # the notebooks beside each other, and then reports/index.html
 """
 
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from stages import beside
 from stages.params import Params, UserError, load, run, write_atomically
 from stages.report import execute, index, names
 
@@ -31,23 +35,28 @@ def settings(params: Params, method: str) -> dict[str, object]:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
+    asked, words = [w for w in sys.argv[1:] if "=" not in w], [w for w in sys.argv[1:] if "=" in w]
+    if not asked:
         allowed = ", ".join([*names.REPORTS, "index"])
-        raise UserError(f"arguments: none given; allowed: {allowed}, then name=value")
-    name, *words = sys.argv[1:]
+        raise UserError(f"arguments: no page given; allowed: {allowed}, then name=value")
     params = load()
-    page = REPORTS / f"{name}.html"
-    if name == "index":
+    if books := [name for name in asked if name != "index"]:
+        beside.each(partial(write, params, execute.parse(words)), books, "reports")
+    if "index" in asked:
         text = index.page(REPORTS, params.metrics.level)
-        with write_atomically(page) as temporary:
+        with write_atomically(REPORTS / "index.html") as temporary:
             temporary.write_text(text, encoding="utf-8")
-    else:
-        notebook = NOTEBOOKS / f"{name}.ipynb"
-        known, asked = execute.parameters_of(notebook), execute.parse(words)
-        found = settings(params, asked.get("method", "balancedit"))
-        given = {key: value for key, value in found.items() if key in known}
-        execute.render(notebook, page, given | asked, Path.cwd())
-    print(f"[report] {name} -> {page}")
+    for name in asked:
+        print(f"[report] {name} -> {REPORTS / name}.html")
+
+
+def write(params: Params, asked: Mapping[str, Any], name: str) -> None:
+    """Execute a notebook, with the parameters `asked` for, and write its page."""
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    known = execute.parameters_of(notebook)
+    found = settings(params, asked.get("method", "balancedit"))
+    given = {key: value for key, value in found.items() if key in known}
+    execute.render(notebook, REPORTS / f"{name}.html", given | asked, Path.cwd())
 
 
 def exit_on_failure() -> None:

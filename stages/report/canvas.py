@@ -6,7 +6,7 @@ Bytes are the same on every run.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -24,6 +26,7 @@ from stages.report.names import ordered
 
 FOLDER = Path("reports/figures")
 COLUMN, PAGE = 3.4, 7.0  # inches
+DPI = 300
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#C4C4C4")
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "||||", "")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -32,7 +35,7 @@ STYLE = {
     "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False,
     "hatch.linewidth": 0.5, "lines.linewidth": 1.2, "lines.markersize": 4,
-    "legend.frameon": False, "pdf.fonttype": 42, "svg.hashsalt": "report", "savefig.dpi": 300,
+    "legend.frameon": False, "pdf.fonttype": 42, "svg.hashsalt": "report",
 }  # fmt: skip
 
 
@@ -50,13 +53,22 @@ def save(drawing: Drawing, name: str) -> HTML:
         "png": {"Software": None, "Description": drawing.caption},
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None, "Subject": drawing.caption},
     }
-    with matplotlib.rc_context(STYLE):
-        for ending, metadata in about.items():
-            buffer = io.BytesIO()
-            drawing.figure.savefig(buffer, format=ending, metadata=metadata)
-            with write_atomically(FOLDER / f"{name}.{ending}") as temporary:
-                temporary.write_bytes(buffer.getvalue())
+    for ending, metadata in about.items():
+        with write_atomically(FOLDER / f"{name}.{ending}") as temporary:
+            temporary.write_bytes(drawn(drawing.figure, ending, metadata))
     return HTML(html.figure((FOLDER / f"{name}.png").read_bytes(), drawing.caption))
+
+
+def drawn(figure: Figure, ending: str, metadata: Mapping[str, str | None]) -> bytes:
+    """The figure as a file. `Figure.savefig` writes the same bytes, but goes through every artist once more before it draws."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        if ending == "png":
+            figure.set_dpi(DPI)
+            FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
+        else:
+            FigureCanvasPdf(figure).print_pdf(buffer, metadata=metadata)
+    return buffer.getvalue()
 
 
 def panels(rows: int, columns: int, width: float, height: float, **shared: str | bool) -> tuple[Figure, np.ndarray]:

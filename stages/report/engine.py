@@ -21,6 +21,7 @@ class InProcess(Engine):
         try:
             cls.run(manager, shell)
         finally:
+            shell.restore_sys_module_state()  # a module of the shell's stands for `__main__` until then
             InteractiveShell.clear_instance()
 
     @classmethod

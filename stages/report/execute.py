@@ -72,7 +72,7 @@ def _execute(notebook: Path, parameters: dict[str, Any], root: Path) -> nbformat
     try:
         return papermill.execute_notebook(
             notebook.resolve(), None, parameters, engine_name=engine.NAME, kernel_name="python3", cwd=root, record_timing=False,
-            progress_bar={"desc": f"[report] {notebook.stem}"},
+            progress_bar=False,
         )  # fmt: skip
     except PapermillExecutionError as error:
         cells = nbformat.read(notebook, as_version=4).cells

@@ -5,13 +5,14 @@ python -m stages.retention
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
+from stages import beside
 from stages.editing.declared import declared
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, UserError, derive_seed, load, run
@@ -36,8 +37,9 @@ def open_tables(dataset: str, backbone: str, method: str) -> retention.Tables:
     return retention.Tables(*parts, trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist())
 
 
-def sequences(params: Params, dataset: str, backbone: str, name: str) -> pd.DataFrame:
-    """Scores at every point of every order, of each kind of memory that the method can have."""
+def sequences(params: Params, place: tuple[str, str, str]) -> pd.DataFrame:
+    """Scores of a method on a dataset and backbone, at every point of every order, of each kind of memory that it can have."""
+    dataset, backbone, name = place
     tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
     few = replace(tables, edits=tables.edits[: method.sequence.shared])
     kinds, drawn, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
@@ -68,7 +70,7 @@ def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[i
 def main() -> None:
     params = load()
     places = list(product(params.sequence.datasets, params.sequence.backbones, params.sequence.methods))
-    whole = pd.concat([sequences(params, *place) for place in tqdm(places, desc="sequences")])
+    whole = pd.concat(beside.each(partial(sequences, params), places, "retention"))
     columns = [*AXES, "order", "made", "protocol", "metric", "value", "n"]
     write_csv(OUT, whole[columns].replace({"value": {np.nan: None}}))
     print(f"[retention] {whole[AXES].drop_duplicates().shape[0]} kinds of memory, {len(whole):,} rows -> {OUT}")

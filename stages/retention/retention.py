@@ -61,8 +61,12 @@ class Tables:
         """Bytes kept beside the model: a key and a radius of each edit in `made`, where the method has them, and the tensors of
         those that are `answering`.
         """
-        first = self.trace.drop_duplicates("edit_id").set_index("edit_id")
-        return int(first.loc[list(answering), "bytes"].sum() + first.loc[list(made), "key_bytes"].sum())
+        return int(self.kept.loc[list(answering), "bytes"].sum() + self.kept.loc[list(made), "key_bytes"].sum())
+
+    @cached_property
+    def kept(self) -> pd.DataFrame:
+        """`bytes` of each edit's tensors and `key_bytes` of its key."""
+        return self.trace.drop_duplicates("edit_id").set_index("edit_id")[["bytes", "key_bytes"]]
 
     @cached_property
     def places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -97,14 +101,13 @@ class Tables:
     def point(self, order: int, made: Sequence[str], found: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> Point:
         """The point at which the edits `made` have been, with `found` outcomes [queries]."""
         ids = self.queries["edit_id"]
-        table = self.queries.assign(**found)[ids.isin(made) | ~ids.isin(self.edits)]
+        table = self.queries[[*QUERY, "kind"]].assign(**found)[ids.isin(made) | ~ids.isin(self.edits)]
         if table[list(OUTCOMES)].isna().any(axis=None):
             raise UserError(
                 "radius: an entry reaches farther than its edit's own samples, where no trace knows what it does; "
                 "allowed here: a narrower radius"
             )
-        routed = table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5, top10=np.nan)  # top ten is not kept here
-        return Point(order, len(made), routed, counts)
+        return Point(order, len(made), table.assign(target=table["target"] > 0.5, same=table["same"] > 0.5), counts)
 
 
 def alone(tables: Tables, on: pd.Series) -> Point:
@@ -144,9 +147,10 @@ def shared(
     edits are kept where they stand `beside` each other, else what the last one left.
     """
     table = None if radii is None else tables.matrix(column)
-    for (number, made), rows in tables.rollout.groupby(["order", "made"]):
+    place = tables.index.get_indexer(pd.MultiIndex.from_frame(tables.rollout[QUERY]))
+    for (number, made), rows in tables.rollout.assign(place=place)[place >= 0].groupby(["order", "made"]):
         done = [tables.edits[i] for i in orders[number][:made]]
-        now = rows.set_index(QUERY).reindex(tables.index)
+        now = rows.set_index("place").reindex(range(len(tables.index)))
         on = np.ones(len(now), dtype=bool) if threshold is None else now["score"].to_numpy() >= threshold
         if table is not None:
             on = table[:, orders[number][:made]].min(axis=1) <= radii[done[-1]]
@@ -162,10 +166,10 @@ def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
     past, kept = point.outcomes["edit_id"].isin(edits), point.outcomes["kind"].isin(scores.LOCALITY)
     at, found = {"order": point.order, "made": point.made}, []
     for protocol in scores.PROTOCOLS:
-        table = scores.per_edit(point.outcomes[past], protocol)
+        table = scores.by_kind(point.outcomes[past], protocol)
         values = {part: table[part].mean() for part in PARTS if part in table} | {"hm": scores.hm_and_parts(table)["hm"]}
         if (~past & kept).any():
-            values["held_out_locality"] = scores.per_edit(point.outcomes[~past & kept], protocol)["locality"].mean()
+            values["held_out_locality"] = scores.by_kind(point.outcomes[~past & kept], protocol)["locality"].mean()
         found += [at | {"protocol": protocol, "metric": name, "value": value, "n": len(table)} for name, value in values.items()]
     return found + [
         at | {"protocol": "none", "metric": name, "value": value, "n": point.made} for name, value in point.counts.items()

@@ -30,10 +30,8 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
     `outcomes` come from `routing.route`, of one method.
     """
-    asked, kind = Asked.of(outcomes), outcomes["kind"]
-    reached, kept = kind.isin(REACHED).to_numpy(), kind.isin(LOCALITY).to_numpy()
-    value = worth(reached, outcomes["target"].to_numpy(), outcomes["same"].to_numpy(), outcomes["tf"].to_numpy(), protocol)
-    table = of_kinds(asked.means(value))
+    asked, kind, value = Asked.of(outcomes), outcomes["kind"], values(outcomes, protocol)
+    table, kept = of_kinds(asked.means(value)), kind.isin(LOCALITY).to_numpy()
     wrong = kind.isin(GENERALITY).to_numpy() & ~outcomes["target_off"].to_numpy(dtype=bool)
     right = kept & outcomes["correct_off"].to_numpy(dtype=bool)
     for name, chosen in (("unedited_wrong", wrong), ("unedited_right", right)):
@@ -44,6 +42,18 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
         top10 = asked.means(outcomes["top10"].to_numpy(dtype=float), kept)
         table["locality_top10"] = across(list(top10.values())) if top10 else np.nan
     return pd.DataFrame(table, index=pd.Index(asked.edits, name="edit_id"))
+
+
+def by_kind(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """The first columns of `per_edit`: the probe kinds and averages over some of them."""
+    asked = Asked.of(outcomes)
+    return pd.DataFrame(of_kinds(asked.means(values(outcomes, protocol))), index=pd.Index(asked.edits, name="edit_id"))
+
+
+def values(outcomes: pd.DataFrame, protocol: str) -> np.ndarray:
+    """[probes]: the value of each routed outcome in a protocol."""
+    reached, found = outcomes["kind"].isin(REACHED).to_numpy(), (outcomes[name].to_numpy() for name in ("target", "same", "tf"))
+    return worth(reached, *found, protocol)
 
 
 def worth(reached: np.ndarray, target: np.ndarray, same: np.ndarray, tf: np.ndarray, protocol: str) -> np.ndarray:
