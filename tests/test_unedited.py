@@ -93,6 +93,22 @@ def test_other_code_that_answers_otherwise_is_asked_all(kept: list[str]) -> None
     assert one.answers(QUERIES, PICTURES)[1] == "changed Who? r" and model.asked == 1 + 1 + 2
 
 
+def test_an_interrupted_build_asks_no_question_twice(kept: list[str]) -> None:
+    changed_code()
+    first, second = Model("one"), Model("two")
+    build = recalled("set", [("m1", lambda: first), ("m2", lambda: second)])
+    build[0].answers([*QUERIES, Query("Who?", "b")], PICTURES)  # asks again what is known, and what is not
+    assert first.asked == 4
+    again = recalled("set", [("m1", lambda: first), ("m2", lambda: second)])
+    assert again[0].answers([Query("Who?", "b")], PICTURES) == ["one Who? b"]
+    assert first.asked == 5 and not again[1].sure  # the second model's answers are still to be checked, so all are
+    again[1].answers(QUERIES, PICTURES)
+    again[1].answers([Query("How?", "b")], PICTURES)
+    assert second.asked == 4
+    sure = recalled("set", [("m1", never), ("m2", never)])
+    assert sure[1].answers([*QUERIES, Query("How?", "b")], PICTURES)[3] == "two How? b" and len(sure[0].known) == 4
+
+
 def test_pictures_are_told_apart_by_what_is_seen() -> None:
     assert pixels(RED) == pixels(RED.convert("RGBA")) != pixels(BLUE)
     assert pixels(RED) != pixels(Image.new("RGB", (2, 8), "red"))
