@@ -138,7 +138,7 @@ def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: P
     pool.neighbours = known(dict.fromkeys(SEEN_VENDORS, table))
     vendor = row["image_id"].split("/")[0]
     code = {c.concept: c.code_point for c in knowledge.concepts}
-    shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"]}
+    shown = {p["image_id"].split("/")[1] for p in row["locality"] if p["image_id"] and p["question"] == row["question"]}
     elsewhere = shown_elsewhere([dataclasses.asdict(one) for one in built[0]])[row["split"]]
     assert elsewhere == {i for one in built[0] if one.split != row["split"] for i in one.shown()}
     others = pool.others(row, elsewhere)

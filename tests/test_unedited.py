@@ -67,12 +67,12 @@ def test_a_build_with_the_same_models_opens_none(kept: list[str]) -> None:
 
 def test_another_model_or_what_is_new_is_asked(kept: list[str]) -> None:
     model = Model("new")
-    assert recalled("set", [("m3", lambda: model)])[0].answers(QUERIES, PICTURES)[0] == "new What? r"
-    assert model.asked == 3
     one = recalled("set", [("m1", lambda: model)])[0]
-    assert one.answers([*QUERIES, Query("Who?", "b")], PICTURES) == [*kept, "new Who? b"] and model.asked == 4
+    assert one.answers([*QUERIES, Query("Who?", "b")], PICTURES) == [*kept, "new Who? b"] and model.asked == 1
     keep("set", [one])
     assert len(recalled("set", [("m1", never)])[0].answers([Query("Who?", "b")], PICTURES)) == 1
+    assert recalled("set", [("m3", lambda: model)])[0].answers(QUERIES, PICTURES)[0] == "new What? r"
+    assert model.asked == 4
 
 
 def test_other_code_that_answers_the_same_is_believed_after_some(kept: list[str]) -> None:
@@ -91,6 +91,22 @@ def test_other_code_that_answers_otherwise_is_asked_all(kept: list[str]) -> None
     one = recalled("set", [("m1", lambda: model)])[0]
     assert one.answers(QUERIES[:1], PICTURES) == ["changed What? r"]
     assert one.answers(QUERIES, PICTURES)[1] == "changed Who? r" and model.asked == 1 + 1 + 2
+
+
+def test_an_interrupted_build_asks_no_question_twice(kept: list[str]) -> None:
+    changed_code()
+    first, second = Model("one"), Model("two")
+    build = recalled("set", [("m1", lambda: first), ("m2", lambda: second)])
+    build[0].answers([*QUERIES, Query("Who?", "b")], PICTURES)  # asks again what is known, and what is not
+    assert first.asked == 4
+    again = recalled("set", [("m1", lambda: first), ("m2", lambda: second)])
+    assert again[0].answers([Query("Who?", "b")], PICTURES) == ["one Who? b"]
+    assert first.asked == 5 and not again[1].sure  # the second model's answers are still to be checked, so all are
+    again[1].answers(QUERIES, PICTURES)
+    again[1].answers([Query("How?", "b")], PICTURES)
+    assert second.asked == 4
+    sure = recalled("set", [("m1", never), ("m2", never)])
+    assert sure[1].answers([*QUERIES, Query("How?", "b")], PICTURES)[3] == "two How? b" and len(sure[0].known) == 4
 
 
 def test_pictures_are_told_apart_by_what_is_seen() -> None:

@@ -1,13 +1,13 @@
 """What backbones answer before any edit: reports/unedited/<dataset>.parquet, in Git, as asking takes most of a build's time.
 
 An answer stands while the model, the question and the picture's pixels are the same. Where other code gave the answers, some
-are asked again, and all of them are if one differs.
+are asked again, and all of them are if one differs. They are kept as they come: an interrupted build asks no question twice.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
@@ -35,13 +35,20 @@ def unedited_answers(backbone: Backbone, queries: Sequence[Query], batch: int = 
 class Unedited:
     """A backbone before any edit, which is opened when it is asked what is not known."""
 
-    def __init__(self, model: str, opened: Callable[[], Backbone], known: Mapping[Key, str] | None = None, sure: bool = True):
+    def __init__(
+        self,
+        model: str,
+        opened: Callable[[], Backbone],
+        known: Mapping[Key, str] | None = None,
+        sure: bool = True,
+        after: Callable[[], None] = lambda: None,
+    ):
         """`model` is a digest of its weights. Unless `sure`, what is `known` of those first asked is asked again, and all of it
-        is forgotten where one answer differs.
+        is forgotten where one answer differs. `after` is called whenever new answers are known.
         """
-        self.model, self.sure = model, sure
+        self.model, self.sure, self.known = model, sure, dict(known or {})
         self.given: dict[Key, str] = {}
-        self._opened, self._known = opened, dict(known or {})
+        self._opened, self._after = opened, after
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -51,15 +58,16 @@ class Unedited:
         """The answers to questions about `pictures`, which are by id."""
         seen = {image_id: pixels(image) for image_id, image in pictures.items()}
         keys = [(query.question, seen[query.image_id]) for query in queries]
-        if not self.sure and (again := [i for i, key in enumerate(keys) if key in self._known]):
+        if not self.sure and (again := [i for i, key in enumerate(keys) if key in self.known]):
             self.sure = True
-            if self._ask([queries[i] for i in again], pictures) != [self._known[keys[i]] for i in again]:
-                self._known.clear()
-        if missing := [i for i, key in enumerate(keys) if key not in self._known]:
+            if self._ask([queries[i] for i in again], pictures) != [self.known[keys[i]] for i in again]:
+                self.known.clear()
+        if missing := [i for i, key in enumerate(keys) if key not in self.known]:
             asked = self._ask([queries[i] for i in missing], pictures)
-            self._known.update(zip((keys[i] for i in missing), asked, strict=True))
-        self.given.update((key, self._known[key]) for key in keys)
-        return [self._known[key] for key in keys]
+            self.known.update(zip((keys[i] for i in missing), asked, strict=True))
+            self._after()
+        self.given.update((key, self.known[key]) for key in keys)
+        return [self.known[key] for key in keys]
 
     def _ask(self, queries: Sequence[Query], pictures: Mapping[str, Image.Image]) -> list[str]:
         self.backbone.add_pictures(pictures)
@@ -76,14 +84,20 @@ def recalled(dataset: str, models: Sequence[tuple[str, Callable[[], Backbone]]])
     """Backbones, each a digest of its weights and what opens it, with what Git has of their answers to a dataset's questions."""
     table, stamp = FOLDER / f"{dataset}.parquet", FOLDER / f"{dataset}.json"
     rows = read_table(table).to_pylist() if table.exists() and stamp.exists() else []
-    sure = bool(rows) and json.loads(stamp.read_text(encoding="utf-8"))["code"] == code.digest(__name__)
+    sure = not rows or json.loads(stamp.read_text(encoding="utf-8"))["code"] == code.digest(__name__)
     known = {model: {(r["question"], r["pixels"]): r["answer"] for r in rows if r["model"] == model} for model, _ in models}
-    return [Unedited(model, opened, known[model], sure) for model, opened in models]
+    backbones: list[Unedited] = []
+    after = partial(keep, dataset, backbones, whole=False)
+    backbones += [Unedited(model, opened, known[model], sure, after) for model, opened in models]
+    return backbones
 
 
-def keep(dataset: str, backbones: Sequence[Unedited]) -> None:
-    """Put the answers that a build was given where Git keeps them."""
-    rows = sorted({(one.model, *key, answer) for one in backbones for key, answer in one.given.items()})
+def keep(dataset: str, backbones: Sequence[Unedited], whole: bool = True) -> None:
+    """Put the answers that a `whole` build was given where Git keeps them, or all that are known so far."""
+    told = [(one.model, one.given if whole else one.known) for one in backbones]
+    rows = sorted({(model, *key, answer) for model, answers in told for key, answer in answers.items()})
     write_table(FOLDER / f"{dataset}.parquet", [dict(zip(COLUMNS, row, strict=True)) for row in rows])
+    if not whole and not all(one.sure for one in backbones):
+        return  # some are still to be checked: the stamp of the code that gave them stays
     with write_atomically(FOLDER / f"{dataset}.json") as temporary:
         temporary.write_text(json.dumps({"code": code.digest(__name__), "answers": len(rows)}, indent=2) + "\n")

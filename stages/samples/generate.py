@@ -43,7 +43,8 @@ def noise_picture(edit_id: str, seed: int) -> Picture:
 def samples_of(row: Mapping[str, Any], others: Sequence[str], nearest: str, another_question: str, seed: int) -> list[Sample]:
     """All samples of one edit.
 
-    `others` are the ids of pictures of other things, which no probe of the edit shows; `nearest` is the most alike of them.
+    `others` are the ids of pictures of other things, which no probe asks the edit's question about; `nearest` is the most alike
+    of them.
     """
     rng = np.random.default_rng(derive_seed(seed, "samples", row["edit_id"]))
     negatives = {

@@ -27,7 +27,7 @@ def shown_elsewhere(rows: Sequence[Row]) -> dict[str, set[str]]:
 
 
 class Pool(Protocol):
-    """Pictures of other things than the edit's, none of which a probe of the edit or another split shows."""
+    """Pictures of other things than the edit's, which no probe asks the edit's question about and no other split shows."""
 
     def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
         """Ids of all of them; `elsewhere` has those that other splits show."""
@@ -49,11 +49,12 @@ class Drawings:
         self.neighbours = Neighbours.open(assets, [c.code_point for c in self.concepts])
 
     def others(self, row: Row, elsewhere: Collection[str]) -> list[str]:
-        """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe; of all
-        concepts where none of the relation's is left.
+        """Drawings of the relation's concepts that are neither the edit's nor, under whatever code point, in a probe that asks
+        the edit's question; of all concepts where none of the relation's is left.
         """
         vendor = row["image_id"].split("/")[0]
-        codes = [p["image_id"].split("/")[1] for p in [row, *row["locality"]] if p["image_id"]]
+        alike = [p for p in [row, *row["locality"]] if p["image_id"] and p["question"] == row["question"]]
+        codes = [p["image_id"].split("/")[1] for p in alike]
         known = {self.concepts[self.code[code]].name for code in codes}
         related = [self.concepts[self.index[c]] for c in self.facts.relations[row["relation"]].facts]
         for concepts in (related, self.concepts):
