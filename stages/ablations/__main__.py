@@ -28,7 +28,6 @@ COLUMNS = {
     "spans": ["split", "span", "alpha", *TAIL],
     "routers": ["split", "router", *TAIL],
     "roc": ["distance", "span", "kind", "auc", "n"],
-    "frontier": ["alpha", "protocol", "generality", "locality"],
 }
 
 
@@ -45,7 +44,7 @@ def open_sweep(params: Params, dataset: str, backbone: str, method: str) -> swee
 def main() -> None:
     params = load()
     places = list(product(params.datasets, params.edited))
-    found = beside.each(partial(sweep, params, pd.read_csv("reports/scores.csv")), places, "ablations")
+    found = beside.each(partial(sweep, params), places, "ablations")
     for name, columns in COLUMNS.items():
         whole = pd.concat([table for tables, _ in found for table in tables[name]])
         write_csv(OUT / f"{name}.csv", whole[["dataset", "backbone", "method", *columns]])
@@ -57,7 +56,7 @@ def main() -> None:
     print(f"[ablations] {len(places)} of a dataset and a backbone -> {len(COLUMNS)} tables in {OUT}")
 
 
-def sweep(params: Params, scored: pd.DataFrame, place: tuple[str, str]) -> tuple[dict[str, list[pd.DataFrame]], dict[str, dict]]:
+def sweep(params: Params, place: tuple[str, str]) -> tuple[dict[str, list[pd.DataFrame]], dict[str, dict]]:
     """The tables of a dataset and backbone, and of each swept method the best α."""
     dataset, backbone = place
     at, best = {"dataset": dataset, "backbone": backbone}, {}
@@ -75,11 +74,6 @@ def sweep(params: Params, scored: pd.DataFrame, place: tuple[str, str]) -> tuple
             ("roc", sweeps.areas(cell)),
         ):
             tables[name].append(table.assign(**at, method=method))
-        shown = alphas[(alphas["split"] == "test") & (alphas["distance"] == cell.method.radius.distance)]
-        points = [(method, alpha, part) for alpha, part in shown.groupby("alpha")]
-        here = scored[(scored["dataset"] == dataset) & (scored["backbone"] == backbone)]
-        points += [(name, None, part) for name, part in here.groupby("method", sort=False)]
-        tables["frontier"].append(sweeps.frontier(points).assign(**at))
         best[method] = sweeps.best_alpha(alphas, settled(cell.method, cell.trace).radius)
     edited = [m.name for m in params.methods.values() if m.router != "never"]
     for ours, method in product(swept[:1], edited):

@@ -1,6 +1,6 @@
 """One table per question about the radius. Every function routes the same trace in another way and scores it (design §6)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -130,19 +130,6 @@ def area(near: np.ndarray, far: np.ndarray) -> float:
     """
     near, far = (np.nan_to_num(values, nan=np.inf) for values in (near, far))
     return float(((near[:, None] < far).mean() + (near[:, None] <= far).mean()) / 2)
-
-
-def frontier(points: Iterable[tuple[str, float | None, pd.DataFrame]]) -> pd.DataFrame:
-    """(method, α or None, scores) → generality (mean of text and image) against locality, per protocol, on test edits."""
-
-    def rows() -> Iterator[tuple]:
-        for method, alpha, table in points:
-            for protocol, part in table.groupby("protocol"):
-                mean = part.set_index("metric")["mean"]
-                generality = (mean["text_generality"] + mean["image_generality"]) / 2
-                yield method, alpha, protocol, generality, mean["locality"]
-
-    return pd.DataFrame(rows(), columns=["method", "alpha", "protocol", "generality", "locality"])
 
 
 def best_alpha(alphas: pd.DataFrame, radius: Radius) -> dict[str, float]:

@@ -92,7 +92,6 @@ class Pair:
         both = scores.nanmean(values), scores.resampled(values, self.draws)
         return tuple(scores.harmonic_mean(m) if metric == "hm" else m[..., 0] for m in both)
 
-
     def generality(self, method: str) -> float:
         """The mean of a method's text and image generality."""
         return float(np.mean([self.means(method, part)[0] for part in scores.HM_PARTS[:2]]))

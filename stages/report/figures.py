@@ -27,7 +27,7 @@ __all__ = ["backbone_accuracy", "distances", "outcomes", "save", "scores"]
 def scores(table: pd.DataFrame, protocol: str, level: float) -> Drawing:
     """The main metrics of every method; a row of axes a dataset and backbone."""
     with matplotlib.rc_context(STYLE):
-        table = select(table, protocol=protocol)
+        table = names.tuned(select(table, protocol=protocol))
         table = table[table["metric"].isin(names.MAIN)]
         groups, methods = labelled(names.MAIN, table["metric"]), labelled(names.METHODS, table["method"])
         found = pairs(table)

@@ -14,9 +14,12 @@ METHODS = {
     "grace_balanced": "GRACE, balanced ε", "balancedit_matched": "BalancEdit, constant ε",
     "balancedit_oracle": "BalancEdit, oracle", "balancedit": "BalancEdit",
 }  # fmt: skip
+PUBLISHED = "_published"  # the end of the name of a method at the values of its paper or official code
+METHODS |= {f"{name}{PUBLISHED}": f"{label}, published" for name, label in METHODS.items()}
+METHODS = {name: METHODS[name] for name in sorted(METHODS, key=lambda n: list(METHODS).index(n.removesuffix(PUBLISHED)))}
 MAIN = {
     "reliability": "Rel.", "text_generality": "T-Gen", "image_generality": "I-Gen", "text_locality": "T-Loc",
-    "image_locality": "I-Loc", "locality": "Loc", "hm": "HM",
+    "image_locality": "I-Loc", "locality": "Loc", "hard_locality": "Hard Loc", "hm": "HM",
 }  # fmt: skip
 TRADE_OFF = {"text_generality": "T-Gen", "image_generality": "I-Gen", "locality": "Loc", "hm": "HM"}
 REACHED = {
@@ -93,14 +96,14 @@ REPORTS = {
     "metrics": Report(
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
-        ("scores_strict", "scores_teacher_forced", "distances"),
-        ("hm_strict", "main_strict", "hm_teacher_forced", "main_teacher_forced", "paired_strict",
+        ("frontier", "scores_strict", "scores_teacher_forced", "distances"),
+        ("hm_strict", "main_strict", "areas", "tuning", "power", "hm_teacher_forced", "main_teacher_forced", "paired_strict",
          "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
     ),
     "ablations": Report(
         "Ablations",
         "The radius: its weight α, strategies, samples and spans, how generality trades for locality, other routers and layers.",
-        ("alpha", "frontier", "strategies", "negative_samples", "sample_counts", "spans", "layers"),
+        ("alpha", "strategies", "negative_samples", "sample_counts", "spans", "layers"),
         ("strategies", "negative_samples", "sample_counts", "spans", "auc", "routers", "layers"),
     ),
     "sequences": Report(
@@ -130,6 +133,11 @@ def select(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
         if column in table.columns:
             table = table[table[column] == value]
     return table
+
+
+def tuned(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that were tuned, or had nothing to tune."""
+    return table[~table["method"].str.endswith(PUBLISHED)]
 
 
 def need(table: pd.DataFrame, *wanted: object) -> pd.DataFrame:

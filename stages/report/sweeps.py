@@ -67,30 +67,28 @@ def _lines(ax: matplotlib.axes.Axes, table: pd.DataFrame, metrics: list[str], ag
     return handles
 
 
-def frontier(table: pd.DataFrame, edits: pd.Series) -> Drawing:
-    """Generality against locality: a curve over α, a point a method; a column a protocol.
-
-    `edits` holds the numbers of edits behind the points, for the caption.
+def frontier(curves: pd.DataFrame, scores: pd.DataFrame) -> Drawing:
+    """Generality against locality, strict: a curve over all values of a method's scope, a point where it stands; a panel a
+    dataset and backbone.
     """
-    protocols = ordered(names.PROTOCOLS, table["protocol"])
-    methods = ordered(names.METHODS, table["method"])
+    scores = names.tuned(select(scores, protocol="strict"))
+    methods = ordered(names.METHODS, scores["method"])
     look = styles(methods)
     with matplotlib.rc_context(STYLE):
-        found = pairs(table)
-        figure, axes = panels(len(found), max(len(protocols), 1), PAGE, 2.5, sharex=True, sharey=True)
-        for row, ((dataset, backbone), block) in zip(axes, found, strict=False):
-            for ax, protocol in zip(row, protocols, strict=False):
-                _frontier_panel(ax, select(block, protocol=protocol), look)
-                ax.set_title(f"{dataset}, {backbone}: {names.PROTOCOLS.get(protocol, protocol)}", loc="left")
-            row[0].set_ylabel("generality (%)")
+        found = pairs(scores)
+        figure, axes = panels(-(-len(found) // 2), min(len(found), 2), PAGE, 2.5, sharex=True, sharey=True)
+        for ax, ((dataset, backbone), block) in zip(axes.flat, found, strict=False):
+            _frontier_panel(ax, select(curves, dataset=dataset, backbone=backbone), block, look)
+            ax.set_title(f"{dataset}, {backbone}", loc="left")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("generality (%)")
         for ax in axes[-1]:
             ax.set_xlabel("locality (%)")
-        handles = [_point(look[m]) for m in methods]
-        legend(figure, handles, [names.METHODS.get(m, m) for m in methods])
+        legend(figure, [_point(look[m]) for m in methods], [names.METHODS.get(m, m) for m in methods])
     caption = (
-        f"Generality against locality ({where(table)}). Markers: methods as configured; lines: the same "
-        "edits under "
-        f"every α from 0 to 1. Means over edits, {count(edits)}; intervals are in the main tables."
+        f"Generality (mean of text and image) against locality, strict ({where(scores)}). Markers: methods tuned on dev edits; "
+        "lines: the same edits under every value of the method's scope. Means over edits, "
+        f"{count(scores['n'])}; the table of areas has intervals."
     )
     return Drawing(figure, caption)
 
@@ -101,24 +99,15 @@ def _point(number: int) -> Line2D:
     return Line2D([], [], linestyle="", markeredgewidth=0.5, markersize=6, **look)
 
 
-def _frontier_panel(ax: matplotlib.axes.Axes, block: pd.DataFrame, look: dict[str, int]) -> None:
-    for method in ordered(names.METHODS, block["method"]):
-        own = block[block["method"] == method]
+def _frontier_panel(ax: matplotlib.axes.Axes, curves: pd.DataFrame, scores: pd.DataFrame, look: dict[str, int]) -> None:
+    for method in ordered(names.METHODS, scores["method"]):
         colour, _, marker = look_of(look[method])
-        curve, point = own[own["alpha"].notna()].sort_values("alpha"), own[own["alpha"].isna()]
-        ax.plot(100 * curve["locality"], 100 * curve["generality"], color=colour, marker=".", markersize=3)
-        for _, end in curve[curve["alpha"].isin([curve["alpha"].min(), curve["alpha"].max()])].iterrows():
-            at = (100 * end["locality"], 100 * end["generality"])
-            ax.annotate(f"α = {end['alpha']:g}", at, xytext=(4, 3), textcoords="offset points", fontsize=6)
-        shown = {
-            "marker": marker,
-            "s": 36,
-            "color": colour,
-            "edgecolors": "black",
-            "linewidths": 0.5,
-            "zorder": 3,
-        }
-        ax.scatter(100 * point["locality"], 100 * point["generality"], clip_on=False, **shown)
+        curve = curves[(curves["method"] == method) & curves["value"].notna()].sort_values("value")
+        ax.plot(100 * curve["locality"], 100 * curve["generality"], color=colour, linewidth=1)
+        mean = select(scores, method=method).set_index("metric")["mean"]
+        at = 100 * mean["locality"], 50 * (mean["text_generality"] + mean["image_generality"])
+        shown = {"marker": marker, "s": 36, "color": colour, "edgecolors": "black", "linewidths": 0.5, "zorder": 3}
+        ax.scatter(*at, clip_on=False, **shown)
     ax.set(xlim=(0, 102), ylim=(0, 102))
     ax.grid(color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)
