@@ -110,7 +110,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         expect(f"{at}.sequence.", length, ["shared"], [])  # samples are made for as many edits as the section says
         own_sequence = read_section(Sequence, f"{at}.sequence", length, stages, base=sequence)
         sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
-        common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published")}
+        common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published", "seeds")}
         hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
         return read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
 

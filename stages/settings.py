@@ -204,7 +204,8 @@ class Method:
     """An editor, its router and the editor's own hyper-parameters.
 
     `key`, `radius` and `sequence` are the global sections under the method's own entries. `threshold` is that of a `builtin`
-    router, `published` the value of the scope's number in the method's paper or official code.
+    router, `published` the value of the scope's number in the method's paper or official code; a random method is repeated with
+    the first `seeds`, all where there is no number.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Method:
     router: str = entry(one_of(*ROUTERS))
     threshold: float | str = entry(number(word=DEV), default=DEV)
     published: float | None = entry(number(), default=None)
+    seeds: int | None = entry(count(1), default=None)
     hyper: Mapping[str, Any] = field(default_factory=dict)
 
     @property

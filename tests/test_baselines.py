@@ -120,7 +120,7 @@ def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, sta
 def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, tmp_path, monkeypatch, capsys) -> None:
     editor = module_of("mend")
     monkeypatch.setattr("stages.editing.cell.FITS", tmp_path)
-    plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [SETTINGS["mend"]], [], [], [], [0])
+    plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [SETTINGS["mend"]], [], [], [], [0], {})
     cell = Cell(
         **vars(plan), backbone=backbone, queries={}, examples=examples, trunk=TrunkCache(backbone, {}, tmp_path, 0), batch=1
     )

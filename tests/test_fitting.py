@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stages.editing import trace
-from stages.editing.editors import wise
-from stages.editing.fitting import fitted, learn, training_probes
+from stages.editing.editors import serac, wise
+from stages.editing.fitting import fitted, learn, learnt_part, networks, training_probes
 from tests.editors import SETTINGS, TRAIN
 from tests.rows import ROW
 
@@ -76,3 +76,28 @@ def test_what_was_learnt_is_kept_by_content(backbone, examples, tmp_path, monkey
     ):
         with pytest.raises(pytest.fail.Exception):
             fitted(wise, backbone, *changed, tmp_path)
+
+
+def test_what_is_learnt_apart_depends_on_its_own_settings_and_the_seed() -> None:
+    settings = SETTINGS["serac"]
+    assert networks(wise, SETTINGS["wise"]) == {"": SETTINGS["wise"]}
+    found = networks(serac, settings)
+    assert found["scope"] == {"scope_lr": settings["scope_lr"], "scope_steps": settings["scope_steps"], "seed": 0}
+    assert found["counterfactual"].keys() == {"lr", "steps", "rank", "scale", "seed"} and found.keys() == set(serac.PARTS)
+
+
+def test_a_part_is_trained_where_the_cache_has_it_not(backbone, examples, tmp_path: Path, monkeypatch) -> None:
+    """Another rate of the counterfactual model leaves the scope classifier as it is; who only asks trains nothing."""
+    settings, trained, fit = SETTINGS["serac"], [], serac.fit
+    monkeypatch.setattr(serac, "fit", lambda *given, part: trained.append(part) or fit(*given, part=part))
+
+    def part(name: str, train: bool, **changed: object) -> object:
+        return learnt_part(serac, backbone, examples, settings | changed, name, "code", tmp_path / "fit", train)
+
+    assert part("scope", train=False) is None and not trained and not (tmp_path / "fit").exists()
+    scope = part("scope", train=True)
+    assert torch.equal(part("scope", train=False, lr=1.0), scope) and part("scope", train=False, scope_lr=1.0) is None
+    assert trained == ["scope"]
+    whole = fitted(serac, backbone, examples, settings, "code", tmp_path / "fit")
+    assert trained == ["scope", "counterfactual"] and whole.keys() == {"scope", "counterfactual"}
+    assert torch.equal(whole["scope"], scope) and len(whole["counterfactual"]) == len(part("counterfactual", train=False))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -54,6 +55,22 @@ def test_every_depth_is_edited_and_scored(cell: Cell, records: Records, tmp_path
         assert strict.loc["reliability", "mean"] == 1 and set(strict.index) == {*layers.SHOWN, "hm"}
         assert (strict["n"] == 1).all() and 0 <= strict["alpha"].iloc[0] <= 1 and strict["inverted"].iloc[0] in (0, 1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in cell.backbone.model.state_dict().items())
+
+
+def test_the_stage_writes_every_depth_and_leaves_no_record(cell: Cell, records: Records, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = next(iter(PARAMS.datasets.items()))
+    params = replace(
+        PARAMS, datasets=dict([one]), edited={"tiny": None}, layers=replace(PARAMS.layers, at=(0, 1), test=1, probes=1)
+    )
+    monkeypatch.setattr(layers, "load", lambda: params)
+    monkeypatch.setattr(layers.Plan, "of", lambda *_: None)
+    monkeypatch.setattr(layers.Cell, "open", lambda *_: cell)
+    monkeypatch.setattr(layers.tuning, "chosen_beside", lambda _: cell.grid[0])
+    layers.main()
+    found = pd.read_csv(layers.OUT)
+    assert found["layer"].unique().tolist() == [0, 1] and set(found["dataset"]) == {one[0]}
+    assert not list((tmp_path / "data/.resume").glob("*/*"))
 
 
 def test_few_edits_and_probes_are_the_first(cell: Cell) -> None:

@@ -54,9 +54,9 @@ def load_with(stages, *keys, value):
 
 def test_the_committed_file_is_read_into_types(stages):
     params = load_text(TEXT, stages)
-    assert params.method("ft").hyper["lr"] == [1e-4, 3e-4]  # YAML 1.1 would read 1e-3 as text
+    assert params.method("ft").hyper["lr"] == [3e-5, 1e-4, 3e-4, 1e-3]  # YAML 1.1 would read 1e-3 as text
     assert params.backbone("llava-smollm2").layer == 27
-    assert params.dataset("okedit").test == 150 and params.edits == Edits(25, 10, 100, params.edits.probes)
+    assert params.dataset("okedit").test == 150 and params.edits == Edits(100, 30, 300, params.edits.probes)
     assert params.edits.probes["image_generality"] == 6
     assert params.seeds == {"s0": 0, "s1": 1, "s2": 2} and params.device == "cpu"
 
@@ -85,10 +85,14 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("radius", "alpha"), 1.5, ("radius.alpha", "1.5", "from 0 to 1")),
         (("radius", "alpha"), float("nan"), ("radius.alpha", "nan", "from 0 to 1")),
         (("radius", "alpha"), "best", ("radius.alpha", "'best'", "or dev")),
+        (("radius", "epsilon"), "best", ("radius.epsilon", "'best'", "> 0 or dev")),
+        (("methods", "wise", "threshold"), "best", ("methods.wise.threshold", "'best'", "a number or dev")),
+        (("methods", "wise", "published"), "dev", ("methods.wise.published", "'dev'", "a number")),
+        (("workers",), 0, ("workers", "0", "from 1 to 1024")),
         (("edits", "probes"), {"near": 5}, ("edits.probes.near", "5", "unknown key", "near_image")),
         (("edits", "probes"), {"near_image": 0}, ("edits.probes.near_image", "0", "a whole number >= 1")),
         (("edits", "probes"), 5, ("edits.probes", "5", "a section")),
-        (("edits", "dev"), 0, ("radius.alpha", "'dev' needs dev edits of okedit", "from 0 to 1")),
+        (("edits", "dev"), 0, ("methods.serac.threshold", "'dev' needs dev edits of okedit", "a number")),
         (("radius", "alpha"), True, ("radius.alpha", "True", "a number")),
         (
             ("radius", "strategy"),
@@ -138,7 +142,7 @@ def test_a_method_overrides_only_the_entries_it_has(stages):
         (("device",), "gpu", ("device", "'gpu'", "cpu, cuda")),
         (("sequence", "datasets"), ["okvqa"], ("sequence.datasets", "'okvqa'", "okedit, evqa")),
         (("sequence", "backbones"), ["opt"], ("sequence.backbones", "'opt'", "llava-smollm2, blip2-smollm2")),
-        (("sequence", "methods"), ["rome"], ("sequence.methods", "'rome'", "base, ft, ft_l")),
+        (("sequence", "methods"), ["rome"], ("sequence.methods", "'rome'", "base, ft, ft_published, ft_l")),
         (("edited",), [], ("edited", "[]", "a list of different texts")),
         (("datasets", "okedit", "source"), "web", ("datasets.okedit.source", "'web'", "embedded")),
         (("datasets", "ok-edit"), {}, ("datasets", "'ok-edit'", "lower-case letters, digits, _")),
@@ -162,6 +166,41 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(stages, keys, v
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_the_number_of_a_scope_is_its_routers(stages):
+    """α of a balanced radius, ε of a constant one, the threshold of an editor's own router; others have none."""
+    params = load_text(TEXT, stages)
+    found = {name: (params.method(name).scope, params.method(name).scope_value) for name in params.methods}
+    assert found["balancedit"] == ("alpha", "dev") and found["balancedit_published"] == ("alpha", 0.5)
+    assert found["grace"] == ("epsilon", "dev") and found["grace_published"] == ("epsilon", 1.0)
+    assert found["wise"] == ("threshold", "dev") and found["serac_published"] == ("threshold", 0.5)
+    assert found["base"] == found["ft"] == (None, None)
+    assert (params.method("wise").published, params.method("grace").published, params.method("ft").published) == (0.88, 1.0, None)
+    positive = load_with(stages, "radius", "strategy", value="positive").method("balancedit")
+    assert (positive.scope, positive.scope_value) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "words"),
+    [
+        ("serac", ("threshold",), "methods.serac.threshold"),
+        ("grace", ("radius", "epsilon"), "radius.epsilon"),
+        ("balancedit", ("radius", "alpha"), "radius.alpha"),
+    ],
+)
+def test_what_is_chosen_on_dev_edits_needs_some(stages, name, keys, words):
+    raw = YAML(typ="safe").load(TEXT)
+    raw["edits"]["dev"], raw["radius"]["alpha"], raw["sequence"]["methods"] = 0, 0.5, [name]
+    raw["methods"] = {name: raw["methods"][f"{name}_published"]}
+    path = stages.parent / "params.yaml"
+    YAML().dump(raw, path)
+    load(path, stages)
+    section = raw["methods"][name] if len(keys) == 1 else raw["methods"][name].setdefault("radius", {})
+    section[keys[-1]] = "dev"
+    YAML().dump(raw, path)
+    with pytest.raises(UserError, match=f"^{words}: 'dev' needs dev edits of okedit, evqa; allowed: a number"):
+        load(path, stages)
 
 
 @pytest.mark.parametrize(
@@ -228,6 +267,7 @@ def test_every_key_of_the_committed_file_has_a_comment():
     listed.update(key for i, key in keys if lines[i - 1].lstrip().startswith("#"))
     bare = [key for _, key in keys if key not in listed]
     inherited = {"span", "strategy", "epsilon"}  # GRACE's own entries of the sections key and radius
+    bare = [key for key in bare if not key.endswith("_published")]  # the comment of the methods says what these are
     assert len(keys) > 40
     # A seed's name documents itself under the comment of its section.
     assert [key for key in bare if key not in inherited] == ["s0", "s1", "s2"]

@@ -70,8 +70,8 @@ def test_every_method_has_as_many_values() -> None:
 
 
 def test_the_best_is_chosen_and_of_equals_the_middle_one() -> None:
-    """The rephrasing and the picture come in at 3, the near picture at 7: radii from 3 on and below 7 are perfect, and so are scores
-    above −7 and up to −3.
+    """The rephrasing and the picture come in at 3, the near picture at 7: radii from 3 on and below 7 are perfect, and
+    scores above −7 and up to −3.
     """
     dev = trace(edit("a", 0.0, 3.0, 3.0, 7.0))
     found = scope.choose(dev, EPSILON)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from stages.editing import cell as cells_code
 from stages.editing import team as team_code
@@ -22,12 +23,15 @@ from stages.editing.editors import serac
 from stages.editing.plan import Plan
 from stages.editing.probes import probes_of
 from stages.editing.team import Team
+from stages.editing.trace_cache import Planned
+from stages.okedit.schema import encode
 from stages.params import UserError
+from stages.sequences import make as sequences
 from stages.settings import Checkpoint
 from tests import cells, editors
 from tests.rows import ROW, SAMPLES
 
-PLAN = Plan("set", "llava-smollm2", "f", cells.method("ft"), declared("finetune"), [], [], [], [], [0])
+PLAN = Plan("set", "llava-smollm2", "f", cells.method("ft"), declared("finetune"), [], [], [], [], [0], {})
 ROWS = [ROW, ROW | {"edit_id": "other", "target": "it"}, ROW | {"edit_id": "noise", "image_id": "noise"}]
 
 
@@ -227,6 +231,10 @@ def test_networks_are_learnt_once_each(backbone, examples, letters, tmp_path: Pa
     assert len(learnt) == 5  # another seed has its own
     Team.alone(cell_of(backbone)).learn([{}], [0])  # BalancEdit learns nothing
     assert len(learnt) == 5
+    asked = []
+    monkeypatch.setattr(team_code, "learn", lambda _, network: asked.append(network[1]))
+    team.learn(cell.grid, [7])
+    assert sorted(asked) == ["counterfactual", "counterfactual", "scope"]  # no two processes are at the same
 
 
 def test_a_model_that_is_not_small_is_opened_once() -> None:
@@ -239,3 +247,43 @@ def test_a_model_that_is_not_small_is_opened_once() -> None:
     on_gpu = Team.of(replace(params, device="cuda"), PLAN)
     real = replace(params, backbones={"llava-smollm2": Checkpoint("llava-smollm2", checkpoint="owner/name")})
     assert [(one.workers, one.threads) for one in (on_gpu, Team.of(real, PLAN))] == [(1, 6), (1, 6)]
+
+
+@pytest.fixture()
+def openable(backbone, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan whose cell opens on the tiny backbone: an edit with many rephrasings, pictures and far pictures."""
+    pictures = dict.fromkeys(("red", "noise"), encode(Image.new("RGB", (64, 64))))
+    monkeypatch.setattr(cells_code, "read_images", lambda *_: pictures)
+    monkeypatch.setattr(cells_code.Backbone, "open", lambda *_: backbone)
+    far = [{"kind": "far_image", "image_id": "noise", "question": f"What {i}?", "answer": ""} for i in range(20)]
+    row = ROW | {"rephrasings": [f"Say {i}?" for i in range(20)], "generality_image_ids": ["noise", "red"] * 10, "locality": far}
+    return replace(PLAN, rows=[row])
+
+
+def kinds(cell: Cell) -> dict[str, int]:
+    """How many probes of each kind an edit is asked."""
+    return pd.Series([probe.kind for probe in cell.queries[ROW["edit_id"]]]).value_counts().to_dict()
+
+
+def test_edits_are_asked_as_many_probes_as_a_study_says(openable: Plan) -> None:
+    counts = {"text_generality": 3, "image_generality": 4, "joint_generality": 2, "far_image": 5}
+    team = Team.of(replace(cells.PARAMS, workers=1), replace(openable, asked=counts))
+    assert kinds(team.cell) == counts | {"edit": 1, "hop1": 1}
+
+
+def test_sequences_ask_of_these_the_first(openable: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stage opens, stopped where its edits would be checked or made."""
+    counts = {"text_generality": 1, "image_generality": 1, "joint_generality": 1, "far_image": 2}
+    params, openable = replace(cells.PARAMS, workers=1), replace(openable, asked=counts)
+    plan = replace(openable, method=replace(openable.method, sequence=replace(openable.method.sequence, probes=3)))
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def stop(team: Team, *_: object) -> None:
+        seen.append(kinds(team.cell))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sequences, "chain", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sequences.make(params, plan, Planned("digest", "code", "cpu", {}, None, None, None))
+    assert seen == [counts | {"edit": 1}]

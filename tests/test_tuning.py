@@ -78,6 +78,7 @@ def test_of_as_many_steps_the_fewest_differences_from_the_defaults(judged) -> No
     assert judged(grid, *several, *several)["chosen"].tolist() == [False] * 5 + [True]
     found = judged(grid, *several, (9, [0.5, 1]), (9, [0.9, 1]), (9, [0.5, 1]))  # these are worse
     assert found["chosen"].tolist() == [False, False, True, False, False, False]
+    assert judged({"lr": [2e-3, 1e-3]}, (9, [1, 1]), (9, [0, 1]))["chosen"].tolist() == [False, True]  # before the higher HM
 
 
 def test_of_as_many_differences_the_highest_hm_and_then_the_first(judged) -> None:

@@ -51,10 +51,13 @@ class Cell(Plan):
 
     @classmethod
     def open(cls, params: Params, plan: Plan, ask: Asks = probes_of) -> "Cell":
-        """Load a plan's backbone and pictures; a fault of theirs is a UserError. `ask(row, samples)` gives an edit's queries."""
+        """Load a plan's backbone and pictures; a fault of theirs is a UserError. `ask(row, samples, counts)` gives the
+        queries of an edit.
+        """
         settings = params.backbone(plan.backbone_name)
         images = read_images(*(Path("data") / stage / plan.dataset / "images.parquet" for stage in ("okedit", "samples")))
-        queries = {row["edit_id"]: ask(row, [s for s in plan.samples if s["edit_id"] == row["edit_id"]]) for row in plan.rows}
+        samples = {row["edit_id"]: [s for s in plan.samples if s["edit_id"] == row["edit_id"]] for row in plan.rows}
+        queries = {row["edit_id"]: ask(row, samples[row["edit_id"]], plan.asked) for row in plan.rows}
         training = {row["edit_id"]: training_probes(row) for row in plan.learnt}
         pictures = decode_shown(queries | training, images)
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)

@@ -20,9 +20,13 @@ Line = Mapping[str, str]
 
 
 def made_from(plan: Plan) -> str:
-    """A digest of what a choice depends on, but for the code."""
+    """A digest of what a choice depends on, but for the code, pictures, and the key and the radius of the method: an experiment
+    with these makes no edit again.
+    """
     dev, method = of_split(plan.rows, "dev"), [plan.method.editor, plan.method.router, plan.grid]
-    text = json.dumps([plan.fingerprint, *method, dev, plan.learnt, plan.seeds[:1]])
+    ids = {row["edit_id"] for row in dev}
+    samples = [sample for sample in plan.samples if sample["edit_id"] in ids]
+    text = json.dumps([plan.fingerprint, *method, dev, samples, plan.asked, plan.learnt, plan.seeds[:1]])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -54,10 +54,9 @@ class Edit:
 
     `output` replaces the output of the edited linear map; `added` adds to the outputs of other linear maps; `prefix` holds
     tokens that stand before every prompt. An edit with none of them changes nothing. `scores` is the editor's own router, where
-    it has
-    one: the higher, the more a query is one for the edit. `recall` gives the edit that a query goes to, where an editor keeps
-    those of a sequence beside each other. `steps` and `loss` describe the optimisation, `reached` says whether it ended on an
-    exact match of the target, `diverged` that the method failed in numbers: such an edit changes nothing.
+    it has one: the higher, the more a query is one for the edit. `recall` gives the edit that a query goes to, where an editor
+    keeps those of a sequence beside each other. `steps` and `loss` describe the optimisation, `reached` says whether it ended on
+    an exact match of the target, `diverged` that the method failed in numbers: such an edit changes nothing.
     """
 
     output: Output | None = None

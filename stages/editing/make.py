@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from stages.editing import check, choices, trace_cache, tuning
 from stages.editing.plan import Plan, label
 from stages.editing.resume import Records
 from stages.editing.team import Team
 from stages.editing.trace_cache import Planned
-from stages.okedit.schema import write_table
 from stages.params import Params
 
 
@@ -39,7 +40,7 @@ def edit(params: Params, team: Team, planned: Planned) -> None:
             if known:
                 settings, tried = tuning.chosen(team, kept)
         whole = traced(team, settings, kept)
-        write_table(trace_cache.MADE / f"{plan.name}.parquet", whole)
+        trace_cache.write(trace_cache.MADE / f"{plan.name}.parquet", trace_cache.in_order(pd.DataFrame(whole)))
         planned.stamp(settings, tried).write(trace_cache.STAMPS / f"{plan.name}.json")
     diverged = {(r["seed"], r["edit_id"]) for r in whole if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""

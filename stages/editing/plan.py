@@ -81,6 +81,7 @@ class Plan:
     learnt: Sequence[Row]
     samples: Sequence[Row]
     seeds: Sequence[int]
+    asked: Mapping[str, int]  # how many probes of a kind an edit is asked, all where it is not named
 
     @classmethod
     def of(
@@ -101,9 +102,9 @@ class Plan:
         if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
             raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
         learnt = of_split(source.edits(built), "train")[: params.edits.train] if hasattr(editor, "fit") else []
-        seeds = sorted(params.seeds.values())[: None if getattr(editor, "STOCHASTIC", False) else 1]
+        seeds = sorted(params.seeds.values())[: chosen.seeds if getattr(editor, "STOCHASTIC", False) else 1]
         fingerprint, samples = source.fingerprint(backbone), source.samples(built)
-        return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds)
+        return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds, params.edits.probes)
 
     @property
     def name(self) -> str:
@@ -128,8 +129,7 @@ class Plan:
         images = {one["image_id"] for one in samples}.union(*map(shown, [*rows, *self.learnt])) - {None}
         pixels = {image_id: source.pixels(self.dataset, image_id) for image_id in sorted(images)}
         encoder = source.encoder() if ENCODER in code.closure(code.module_name(self.method.editor)) else ""
-        asked = source.params.edits.probes
-        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, asked, *more]
+        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, self.asked, *more]
         return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
 
 

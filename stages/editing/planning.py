@@ -27,6 +27,7 @@ def plan(params: Params, dataset: str, backbone: str, method: str, source: Sourc
     source = source or Source(params)
     made = Plan.of(params, dataset, backbone, method, source=source)
     settings, by = choices.known(made)
-    there = trace_cache.stamped(trace_cache.KEPT / f"{made.name}.json", *trace_cache.files(made.name))
+    own, common = trace_cache.files(made.name)
+    there = trace_cache.stamped(trace_cache.KEPT / f"{made.name}.json", own, beside=[common])
     digest = made.made_from(source, made.rows, made.seeds, made.method.router == "codebook")
     return made, Planned(digest, made.code, params.device, settings, by, **there)

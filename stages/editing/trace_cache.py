@@ -85,9 +85,11 @@ class Planned:
         return Stamp(self.made_from, settings, self.code, self.kept.device if checked else self.device, checked, list(tried))
 
 
-def stamped(path: Path, *files: Path) -> dict[str, Any]:
-    """The `kept` and `content` of a plan: None where the stamp at `path` or one of the files is not there."""
-    if not all(one.exists() for one in (path, *files)):
+def stamped(path: Path, *files: Path, beside: Sequence[Path] = ()) -> dict[str, Any]:
+    """The `kept` and `content` of a plan: None where the stamp at `path` or a file is not there. `content` is not of the files
+    `beside`, which other cells add to.
+    """
+    if not all(one.exists() for one in (path, *files, *beside)):
         return {"kept": None, "content": None}
     content = hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16]
     return {"kept": Stamp.read(path), "content": content}
@@ -127,28 +129,49 @@ def keep(name: str) -> Stamp:
     stamp, path = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet"
     if not path.exists():
         raise UserError(f"trace: {path} is missing; run the `edits` stage first")
-    made, common = pd.read_parquet(path), KEPT / f"{name.rsplit('-', 1)[0]}.parquet"
-    share = [column for column in made if column in UNEDITED or column.startswith(("euclidean_", "cosine_"))]
+    made, (kept, common) = pd.read_parquet(path), files(name)
+    share = shared(made)
     found = made.drop_duplicates(PROBE)[[*PROBE, *share]].sort_values(PROBE, ignore_index=True)
     if common.exists():
-        there = pd.read_parquet(common)
-        others = there[~there["edit_id"].isin(found["edit_id"])]
-        found = pd.concat([others, found], ignore_index=True).sort_values(PROBE, ignore_index=True)
-    whole = made[[*(c for c in made if c not in share)]]
-    for target, table in ((common, found), (KEPT / f"{name}.parquet", whole)):
+        found = joined(pd.read_parquet(common), found)
+    for target, table in ((common, found), (kept, made.drop(columns=share))):
         if not (target.exists() and pd.read_parquet(target).equals(small(table))):
             write(target, small(table))
     replace(stamp, tried=[]).write(KEPT / f"{name}.json")
     return stamp
 
 
+def joined(there: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """What methods share, with that of one more: probes that are there already stay as they are, unless they are others now.
+    Distances that another process computed differ in their last digits.
+    """
+    both = found[PROBE].merge(there, on=PROBE, how="left")[found.columns]
+    floats = found.select_dtypes("number").columns.difference(PROBE)
+    words = found.columns.difference(floats)
+    same = (both[words] == found[words]) | (both[words].isna() & found[words].isna())
+    close = np.isclose(both[floats].astype(float), found[floats].astype(float), rtol=1e-4, atol=1e-4, equal_nan=True)
+    stays = set(found.loc[same.all(axis=1).to_numpy() & close.all(axis=1), "edit_id"])
+    new = found[~found["edit_id"].isin(stays)]
+    others = there[~there["edit_id"].isin(new["edit_id"])]
+    return pd.concat([others, new], ignore_index=True).sort_values(PROBE, ignore_index=True)
+
+
+def shared(table: pd.DataFrame) -> list[str]:
+    """The columns of a trace that the traces of all methods share."""
+    return [column for column in table if column in UNEDITED or column.startswith(("euclidean_", "cosine_"))]
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """A trace with its columns as `read` has them: first those that are shared."""
+    return table[[*shared(table), *table.columns.difference(shared(table), sort=False)]]
+
+
 def read(name: str) -> pd.DataFrame:
     """A cell's whole trace as Git has it."""
     own, common = (pd.read_parquet(path) for path in files(name))
     whole = own.merge(common, on=PROBE, how="left", validate="many_to_one")
-    first = [column for column in common if column not in PROBE]
     floats = [column for column in whole if whole[column].dtype == np.float32]
-    return whole[[*first, *(c for c in own)]].astype(dict.fromkeys(floats, np.float64))
+    return in_order(whole).astype(dict.fromkeys(floats, np.float64))
 
 
 def files(name: str) -> list[Path]:

@@ -3,6 +3,7 @@
 It is safe to delete at any time. States that were used least recently go first; those of earlier weights go at once.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -78,7 +79,12 @@ class TrunkCache:
         for old in self.folder.iterdir() if self.folder.exists() else ():
             if old != self._place:
                 shutil.rmtree(old, ignore_errors=True)
-        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.parent.rglob("*.pt"))
+        files = []
+        for path in self.folder.parent.rglob("*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # another process may clean too
+                if not path.name.startswith("."):  # nor is what another one is writing there yet
+                    files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        files.sort()
         spare = sum(size for _, size, _ in files) - self.limit
         for _, size, path in files:
             if spare <= 0:

@@ -49,8 +49,8 @@ def main() -> None:
         cells = [at_depth(cell, view) for view in views]
         with contextlib.ExitStack() as stack:
             kept = [stack.enter_context(records(one)) for one in cells]
-            for one, records in zip(cells, kept, strict=True):
-                table = depth(params, one, hyper, records)
+            for one, made in zip(cells, kept, strict=True):
+                table = depth(params, one, hyper, made)
                 tables.append(table.assign(dataset=dataset, backbone=backbone, method=ours, layer=one.backbone.layer))
     found = pd.concat(tables)[COLUMNS]
     write_csv(OUT, found)

@@ -118,7 +118,7 @@ def tied(parts: np.ndarray, best: int) -> np.ndarray:
     means, known = nanmean(parts, axis=-2), np.isfinite(parts)
     above = np.maximum(means, 1e-12)
     slope = (harmonic_mean(above)[..., None] / above) ** 2 / parts.shape[-1]
-    share = np.where(known, parts - means[..., None, :], 0) / known.sum(-2)[..., None, :]
+    share = np.where(known, parts - means[..., None, :], 0) / np.maximum(known.sum(-2), 1)[..., None, :]
     pull = (slope[..., None, :] * share).sum(-1)  # [settings, edits]: what each edit adds to HM's error
     error = np.sqrt(((pull - pull[best]) ** 2).sum(-1))
     found = hm_of(parts)
