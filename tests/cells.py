@@ -32,5 +32,6 @@ def make(backbone: Backbone, chosen: Method) -> Cell:
     grid = [vars(one) for one in chosen.grid(editor.Settings)]
     queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
     trunk = TrunkCache(backbone, {"red": "r", "noise": "n"}, cell.CACHE / "tiny", 2**30)
-    plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], SAMPLES, [0], {})
+    samples = [sample | {"edit_id": DEV["edit_id"]} for sample in SAMPLES]
+    plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], samples, [0], {})
     return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], trunk=trunk, batch=2)
