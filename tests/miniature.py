@@ -101,7 +101,6 @@ def ablations() -> dict[str, list[dict]]:
     head = {"method": ["balancedit"], "split": ["dev", "test"]}
     where = {"distance": ["euclidean", "cosine"], "span": ["prompt"], "alpha": [0.25]}
     roc = grid(method=["balancedit"], distance=["euclidean"], span=list(names.SPANS), kind=list(names.LOCALITY))
-    points = [*((m, None) for m in METHODS), ("balancedit", 0.0), ("balancedit", 1.0)]
     return {
         "alpha": grid(**head, **where | {"alpha": [0.0, 0.5, 1.0]}, **tail),
         "strategies": [
@@ -113,11 +112,6 @@ def ablations() -> dict[str, list[dict]]:
         "spans": grid(**head, **where | {"span": list(names.SPANS)}, **tail),
         "routers": grid(method=METHODS[1:], router=list(names.ROUTERS), split=["dev", "test"], **tail),
         "roc": [row | {"auc": 0.75} for row in roc],
-        "frontier": [
-            PLACE | {"method": m, "alpha": a, "protocol": p, "generality": 0.9 - (a or 0) / 2, "locality": 0.4}
-            for p in names.PROTOCOLS
-            for m, a in points
-        ],
     }
 
 
@@ -181,12 +175,23 @@ def build(root: Path) -> None:
     write(root / "reports/scores.csv", grid(method=METHODS, protocol=list(names.PROTOCOLS), metric=metrics))
     compared = [
         {"ours": "balancedit", "method": m, "protocol": p, "metric": metric, "difference": d, "low": d - 0.1, "high": d + 0.1,
-         "p": 0.001, "p_holm": abs(d - 0.3), "n": 6, "backbone": "tiny", "dataset": "okedit"}
+         "p": 0.001, "p_holm": abs(d - 0.3), "detectable": abs(d) / 2, "n": 6, "backbone": "tiny", "dataset": "okedit"}
         for p in names.PROTOCOLS
         for m, d in (("base", 0.3), ("ft", -0.2))
         for metric in ("reliability", *names.TRADE_OFF)
     ]  # fmt: skip
     write(root / "reports/paired.csv", compared)
+    curves = [("ft", np.nan), *(("balancedit", alpha) for alpha in (0.0, 0.5, 1.0))]
+    curves = [{"method": m, "value": v, "generality": 0.9 - np.nan_to_num(v) / 2, "locality": 0.4} for m, v in curves]
+    write(root / "reports/frontier.csv", [PLACE | row for row in curves])
+    areas = [{"method": m, "area": 0.5 + i / 10, "low": 0.4, "high": 0.9, "n": 5} for i, m in enumerate(METHODS)]
+    write(root / "reports/areas.csv", [PLACE | row for row in areas])
+    tuned = [
+        {"method": "balancedit", "setting": f'{{"lr": {lr}, "steps": 50}}', "scope": 0.25, "hm": hm, "tied": hm > 0.5,
+         "chosen": lr == 0.01}
+        for lr, hm in ((0.01, 0.75), (0.03, 0.8), (0.1, 0.25))
+    ]  # fmt: skip
+    write(root / "reports/tuning.csv", [PLACE | row for row in tuned])
     tried = [
         {"method": "balancedit", "tried": 6, "settings": '{"lr": 0.003, "margin": 2.0}'},
         {"method": "base", "tried": 1, "settings": "{}"},
@@ -226,11 +231,12 @@ def costs_of(method: str) -> list[dict]:
     return found + [row | {"cost": cost, "entries": entries} for cost in costs.ROUTED for entries in (1, 1000)]
 
 
+AT = {"reading": "", "dataset": "okedit", "backbone": "tiny"}
 CLAIMED = [
-    {"id": "C1", "claim": "Every edit succeeds", "paper": "100 %", "dataset": "okedit", "backbone": "tiny", "unit": "reliability",
-     "measured": 1.0, "low": 0.9, "high": 1.0, "holds": True, "reason": "", "table": "main_strict"},
-    {"id": "C4", "claim": "In sequence", "paper": "stable", "dataset": "okedit", "backbone": "tiny", "unit": "", "measured": None,
-     "low": None, "high": None, "holds": None, "reason": "no sequence yet", "table": ""},
+    {"id": "C1", "claim": "Every edit succeeds", "paper": "100 %", "unit": "reliability", "measured": 1.0, "low": 0.9,
+     "high": 1.0, "verdict": "holds", "reason": "", "table": "main_strict", **AT},
+    {"id": "C4", "claim": "In sequence", "paper": "stable", "unit": "", "measured": None, "low": None, "high": None,
+     "verdict": "not measured", "reason": "no sequence yet", "table": "", **AT},
 ]  # fmt: skip
 
 
