@@ -62,7 +62,7 @@ def _varied(tried: pd.DataFrame) -> list[str]:
 def power(paired: pd.DataFrame) -> Table:
     """The smallest differences in HM and its parts that the paired test can be expected to find."""
     table, rows = need(names.tuned(select(paired, protocol="strict")), "strict"), []
-    metrics = ordered(names.TRADE_OFF, table["metric"])
+    metrics = [metric for metric in names.TRADE_OFF if metric in set(table["metric"])]
     for place, block in pairs(table):
         found = block.groupby("metric")["detectable"].agg(["median", "max"])
         cells = [TableCell(f"{100 * found.loc[m, 'median']:.1f}", f"{100 * found.loc[m, 'max']:.1f}") for m in metrics]
