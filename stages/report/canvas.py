@@ -117,10 +117,14 @@ def bars(
 
 
 def styles(values: Sequence[str]) -> dict[str, int]:
-    """The number of each method's look, the same in every figure; the unedited model alone is grey."""
+    """The number of each method's look, the same in every figure, that of its tuned row for a published one; the unedited model
+    alone is grey.
+    """
     others = [v for v in values if v not in names.METHODS]
-    edited = ["balancedit", *(m for m in names.METHODS if m not in ("balancedit", "base")), *others]
-    return {v: i + i // (len(COLOURS) - 1) for i, v in enumerate(edited)} | {"base": len(COLOURS) - 1}
+    tuned = [m for m in names.METHODS if m not in ("balancedit", "base") and not m.endswith(names.PUBLISHED)]
+    found = {v: i + i // (len(COLOURS) - 1) for i, v in enumerate(["balancedit", *tuned, *others])}
+    found |= {f"{name}{names.PUBLISHED}": found[name] for name in names.STANDS_TWICE}
+    return found | {"base": len(COLOURS) - 1}
 
 
 def look_of(number: int) -> tuple[str, str, str]:
