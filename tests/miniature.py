@@ -191,7 +191,7 @@ def build(root: Path) -> None:
          "chosen": lr == 0.01}
         for lr, hm in ((0.01, 0.75), (0.03, 0.8), (0.1, 0.25))
     ]  # fmt: skip
-    write(root / "reports/tuning.csv", [PLACE | row for row in tuned])
+    write(root / "reports/tuned.csv", [PLACE | row for row in tuned])
     tried = [
         {"method": "balancedit", "tried": 6, "settings": '{"lr": 0.003, "margin": 2.0}'},
         {"method": "base", "tried": 1, "settings": "{}"},

@@ -37,6 +37,7 @@ MODULES = {name_of(path): path for path in sorted((ROOT / "stages").rglob("*.py"
 # What runs when a cell's edits or sequences are made beside what their codes' digests cover: it plans, checks, chooses and keeps.
 BESIDE = {
     *code.ASIDE, "stages.editing.__main__", "stages.editing.check", "stages.editing.choices", "stages.editing.declared",
+    "stages.editing.tried",
     "stages.editing.trace_cache", "stages.editing.make", "stages.editing.planning",
     "stages.editing.team", "stages.editing.tuning", "stages.scoring.means",
     "stages.scoring.routing",

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from stages.backbone.vlm import Backbone
-from stages.editing import make, planning, trace_cache
+from stages.editing import make, trace_cache, tried
 from stages.editing.__main__ import keep
 from stages.editing.cell import Cell
 from stages.editing.declared import declared
@@ -300,10 +300,10 @@ def test_settings_that_other_code_chose_stand_with_the_cells_edits(cell: Cell, w
 
 def test_keeping_names_the_code_that_a_choice_stands_under(cell: Cell, whole: pd.DataFrame) -> None:
     lines = [{"dataset": "tiny_set", "backbone": "tiny", "method": m, "setting": "", "code": "old"} for m in ("balancedit", "ft")]
-    planning.choices.keep(lines)
+    tried.keep(lines)
     plan(cell, chosen_by="old").write(trace_cache.PLANS / f"{cell.name}.json")
     keep([["tiny_set", "tiny", "balancedit"]])
-    assert [line["code"] for line in planning.choices.read()] == ["now", "old"]
+    assert [line["code"] for line in tried.read()] == ["now", "old"]
 
 
 # -- what traces share --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from stages.backbone.vlm import Backbone
-from stages.editing import choices, tuning
+from stages.editing import choices, tried, tuning
 from stages.editing.editors import module_of
 from stages.editing.plan import label
 from stages.editing.resume import Records
@@ -100,7 +100,7 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
     table = tuning.tried(team, records)
     table["chosen"] = [False, True]
     for one in (table.assign(method="another"), table.assign(hm=0.0), table):
-        choices.keep(tuning.lines(one), path)
+        tried.keep(tuning.lines(one), path)
     kept = pd.read_csv(path)
     pd.testing.assert_frame_equal(
         kept[kept["method"] == "balancedit"].reset_index(drop=True), table, check_dtype=False, atol=1e-6
@@ -111,7 +111,7 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
     other = make(backbone, method("balancedit", lr=[1e-2, 3e-2], margin=0.1))
     with pytest.raises(pytest.fail.Exception):
         tuning.chosen(Team.alone(other), records, path)
-    choices.keep(tuning.lines(table.assign(code="other")), path)
+    tried.keep(tuning.lines(table.assign(code="other")), path)
     with pytest.raises(pytest.fail.Exception):
         tuning.chosen(team, records, path)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from stages.editing import choices
+from stages.editing import tried
 from stages.editing.editors import module_of
 from stages.editing.plan import Plan
 from stages.params import Params, UserError, load, run, write_atomically
@@ -80,7 +80,7 @@ def workloads(params: Params, place: Sequence[str], methods: Sequence[str]) -> I
 
 def settings_of(dataset: str, backbone: str, method: str) -> Mapping[str, Any]:
     """The settings that dev edits chose, as Git keeps them; those of params.yaml where there was no choice."""
-    lines = (line for line in choices.read() if choices.cell_of(line) == (dataset, backbone, method))
+    lines = (line for line in tried.read() if tried.cell_of(line) == (dataset, backbone, method))
     return next((json.loads(line["setting"]) for line in lines if line["chosen"] == "True"), {})
 
 

@@ -73,15 +73,15 @@ def keep(cells: Sequence[Sequence[str]]) -> None:
     """Put the traces of cells where Git keeps them, and what was tried for them, or the code that a choice stands under, into
     reports/tuning.csv.
     """
-    from stages.editing import choices
+    from stages.editing import tried
 
-    lines = choices.read()
+    lines = tried.read()
     for names in cells:
         stamp, planned = trace_cache.keep("-".join(names)), Planned.read(trace_cache.PLANS / f"{'-'.join(names)}.json")
         stand = planned.chosen_by is not None and planned.settings == stamp.settings
-        tried = stamp.tried or [line | {"code": stamp.code} for line in lines if stand and choices.cell_of(line) == tuple(names)]
-        if tried:
-            choices.keep(tried)
+        found = stamp.tried or [line | {"code": stamp.code} for line in lines if stand and tried.cell_of(line) == tuple(names)]
+        if found:
+            tried.keep(found)
     print(f"[edits] {len(cells)} traces -> {trace_cache.KEPT}")
 
 

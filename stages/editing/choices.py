@@ -1,22 +1,17 @@
-"""reports/tuning.csv: which settings were tried in each cell, and which was chosen. A choice that stands there is not made again.
+"""Which settings of a cell are known, and need no trying: a choice that stands in reports/tuning.csv is not made again.
 
 Importing this loads no model library.
 """
 
-import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.editing.plan import Plan, label
+from stages.editing.tried import TABLE, cell_of, read
 from stages.okedit.schema import of_split
-from stages.params import write_atomically
-
-TABLE = Path("reports/tuning.csv")
-AXES = ("dataset", "backbone", "method")
-Line = Mapping[str, str]
 
 
 def made_from(plan: Plan) -> str:
@@ -41,26 +36,3 @@ def known(plan: Plan, path: Path = TABLE) -> tuple[Mapping[str, Any] | None, str
         if cell_of(line) == at and line["made_from"] == made_from(plan) and line["chosen"] == "True":
             return next(hyper for hyper in plan.grid if label(hyper) == line["setting"]), line["code"]
     return None, None
-
-
-def cell_of(line: Line) -> tuple[str, ...]:
-    """The dataset, backbone and method of a line."""
-    return tuple(line[name] for name in AXES)
-
-
-def read(path: Path = TABLE) -> list[Line]:
-    """All that was tried so far, as text."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def keep(tried: Sequence[Line], path: Path = TABLE) -> None:
-    """Write what was tried in some cells in the place of what stood there."""
-    cells = {cell_of(line) for line in tried}
-    lines = sorted([*(line for line in read(path) if cell_of(line) not in cells), *tried], key=cell_of)
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(lines)

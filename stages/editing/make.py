@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from stages.editing import check, choices, trace_cache, tuning
+from stages.editing import check, trace_cache, tried, tuning
 from stages.editing.plan import Plan, label
 from stages.editing.resume import Records
 from stages.editing.team import Team
@@ -29,19 +29,19 @@ def edit(params: Params, team: Team, planned: Planned) -> None:
     plan = team.plan
     with records(plan, planned) as kept:
         known = planned.fits(planned.settings)
-        settings, tried = (planned.settings, []) if known else tuning.chosen(team, kept)
+        settings, lines = (planned.settings, []) if known else tuning.chosen(team, kept)
         if planned.fits(settings):
             if planned.kept.code == planned.code:
-                return trace_cache.take(plan.name, replace(planned.kept, tried=tried))
+                return trace_cache.take(plan.name, replace(planned.kept, tried=lines))
             some, there = check.drawn(plan, params.seed), trace_cache.read(plan.name)
             if not (found := check.differs(team, settings, some, there, kept)):
-                return trace_cache.take(plan.name, planned.stamp(settings, tried, len(some)))
+                return trace_cache.take(plan.name, planned.stamp(settings, lines, len(some)))
             print(f"[edits] {plan.name}: the code has changed and with it {found}; made anew")
             if known:
-                settings, tried = tuning.chosen(team, kept)
+                settings, lines = tuning.chosen(team, kept)
         whole = traced(team, settings, kept)
         trace_cache.write(trace_cache.MADE / f"{plan.name}.parquet", trace_cache.in_order(pd.DataFrame(whole)))
-        planned.stamp(settings, tried).write(trace_cache.STAMPS / f"{plan.name}.json")
+        planned.stamp(settings, lines).write(trace_cache.STAMPS / f"{plan.name}.json")
     diverged = {(r["seed"], r["edit_id"]) for r in whole if r["diverged"]}
     failed = f", {len(diverged)} diverged" if diverged else ""
     size = f"{len(plan.to_trace)} edits x {len(plan.seeds)} seeds{failed}, {len(whole)} rows"
@@ -68,6 +68,6 @@ def tune(params: Params, plan: Plan, planned: Planned) -> None:
         return
     with Team.of(params, plan) as team, records(plan, planned) as kept:
         table = tuning.tried(team, kept)
-        choices.keep(tuning.lines(table))
+        tried.keep(tuning.lines(table))
     best = table[table["chosen"]].iloc[0]
-    print(f"[tune] {plan.name}: of {len(table)} settings {best['setting']}, HM {best['hm']:.3f} -> {choices.TABLE}")
+    print(f"[tune] {plan.name}: of {len(table)} settings {best['setting']}, HM {best['hm']:.3f} -> {tried.TABLE}")

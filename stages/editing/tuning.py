@@ -3,7 +3,7 @@
 Where params.yaml lists several values, every combination makes the dev edits; as many combinations for each method are an equal
 budget. Each is judged under the method's own router, by its strict HM at the best value of its scope (`stages.scoring.scope`). Of
 those that dev edits cannot tell from the best, the one with the fewest steps is taken, then the one nearest to the published
-values, which are the editor's defaults. What was tried and chosen is kept (`stages.editing.choices`).
+values, which are the editor's defaults. What was tried and chosen is kept (`stages.editing.tried`).
 """
 
 import tempfile
@@ -17,16 +17,16 @@ import pandas as pd
 
 from stages.editing import choices
 from stages.editing.cell import fit_seed
-from stages.editing.choices import TABLE, Line
 from stages.editing.editors import module_of
 from stages.editing.plan import label
 from stages.editing.resume import Records
 from stages.editing.team import Team
+from stages.editing.tried import AXES, TABLE, Line
 from stages.okedit.schema import of_split
 from stages.scoring import scope, scores
 
 COLUMNS = [
-    *choices.AXES, "setting", "scope", *scores.HM_PARTS, "hm", "tied", "steps", "edits", "chosen", "made_from", "code",
+    *AXES, "setting", "scope", *scores.HM_PARTS, "hm", "tied", "steps", "edits", "chosen", "made_from", "code",
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def tried(team: Team, records: Records) -> pd.DataFrame:
         steps = float(trace.groupby("edit_id")["steps"].first().mean())
         number = at.method.scope_value if at.method.scope else float("nan")
         found.append({"setting": label(hyper), "scope": number} | means | {"hm": float(scores.hm_of(at.parts)), "steps": steps})
-    cell = dict(zip(choices.AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
+    cell = dict(zip(AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
     table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)
     table["tied"] = scores.tied(np.stack(parts), int(table["hm"].argmax()))
     published = asdict(module_of(plan.method.editor).Settings())

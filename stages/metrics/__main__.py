@@ -1,4 +1,4 @@
-"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,strata,frontier,areas}.csv,
+"""Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,tuned,strata,frontier,areas}.csv,
 reports/metrics.json and data/metrics/outcomes.parquet.
 
 python -m stages.metrics
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages import beside
+from stages.editing import tried as tuning
 from stages.metrics import frontier, paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
@@ -21,6 +22,7 @@ from stages.scoring.scope import settled
 
 AXES = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "detectable", "n"]
+TRIED = [*AXES, "setting", "scope", *scores.HM_PARTS, "hm", "tied", "steps", "edits", "chosen"]
 INTERVALS = ["mean", "low", "high", "low_relation", "high_relation", "n"]
 
 
@@ -29,7 +31,7 @@ def main() -> None:
     found = beside.each(partial(score, params), list(product(params.datasets, params.edited)), "metrics")
     whole = {name: pd.concat([part[name] for part in found]) for name in found[0]}
     table, reach = whole["scores"], whole["radii"]
-    for name in ("scores", "radii", "settings", "strata", "frontier", "areas", "paired"):
+    for name in ("scores", "radii", "settings", "tuned", "strata", "frontier", "areas", "paired"):
         write_csv(Path(f"reports/{name}.csv"), whole[name])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
@@ -46,11 +48,12 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
     tests.
     """
     dataset, backbone = place
-    scored, radii, outcomes, used, stratified, curves, areas, draws, tables = [], [], [], [], [], [], [], None, {}
+    scored, radii, outcomes, used, tried, stratified, curves, areas, draws, tables = [], [], [], [], [], [], [], [], None, {}
     for method in params.methods.values():
         cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
         trace = read_trace(dataset, backbone, method.name)
         used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
+        tried += tuning.of_cell((dataset, backbone, method.name))
         method = settled(method, trace)
         routed = routing.route(trace, routing.routed_on(trace, method))
         if method.router == "codebook":
@@ -79,6 +82,7 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
         "scores": pd.concat(scored)[[*AXES, "protocol", "metric", *INTERVALS]],
         "radii": pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]],
         "settings": pd.DataFrame(used),
+        "tuned": pd.DataFrame(tried, columns=TRIED),
         "strata": pd.concat(stratified),
         "frontier": pd.concat(curves)[[*AXES, *frontier.COLUMNS]],
         "areas": pd.DataFrame(areas),

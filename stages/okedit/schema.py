@@ -192,8 +192,10 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     for path in paths:
         if not path.exists():
             raise UserError(f"images: {path} is missing; run the stage that writes it first")
-        for row in read_table(path, ["image_id", "png"]).to_pylist():
-            found[row["image_id"]] = row["png"]
+        with pq.ParquetFile(path) as file:  # some at a time: the table and its pictures need not be in memory at once
+            for batch in file.iter_batches(256, columns=["image_id", "png"]):
+                found.update(zip(*(batch.column(name).to_pylist() for name in ("image_id", "png")), strict=True))
+    pa.default_memory_pool().release_unused()
     return found
 
 

@@ -28,8 +28,8 @@ def areas(table: pd.DataFrame, level: float) -> Table:
 
 
 def tuning(tried: pd.DataFrame, scores: pd.DataFrame) -> Table:
-    """Of each cell: how many settings tie with the best on dev edits, the chosen one, its HM on dev and test edits, and what
-    tuning gained on the test edits over the published values.
+    """Of each cell that had a choice: how many settings tie with the best on dev edits, the chosen one, its HM on dev and test
+    edits, and what tuning gained on the test edits over the published values.
     """
     strict, rows = select(scores, protocol="strict", metric="hm"), []
     for place, block in pairs(tried):

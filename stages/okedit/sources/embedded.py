@@ -241,7 +241,11 @@ class Builder:
         by = rng.permutation(VENDORS)[:COMPOSITES].tolist()
         drawn = {v: self.picture(v, fact.concept) for v in VENDORS if v != fact.vendor}
         composed = {v: self.composite(v, fact.concept, fact.edit_id, rng) for v in by}
-        kinds = [[made[v] for v in made if v in some] for some in (SEEN_VENDORS, HELD_OUT_VENDORS) for made in (drawn, composed)]
+        listed = self.rng(fact.edit_id, "order").permutation(VENDORS).tolist()
+        seen, unseen = (
+            [*in_turn(*([made[v] for v in listed if v in made and v in some] for made in (drawn, composed)))]
+            for some in (SEEN_VENDORS, HELD_OUT_VENDORS)
+        )
         return EditRow(
             edit_id=fact.edit_id,
             split=split,
@@ -253,7 +257,7 @@ class Builder:
             target=target,
             rephrasings_train=self.positives[fact.relation],
             rephrasings=relation.rephrasings,
-            generality_image_ids=spread(*kinds),
+            generality_image_ids=spread(seen, unseen),
             locality=self.locality(fact, target, rng),
             hops=[
                 {
