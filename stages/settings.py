@@ -177,7 +177,8 @@ class Edits:
 @dataclass(frozen=True)
 class Sequence:
     """Editing one model many times over: how many edits, and how many where each goes on from another; their orders, after how
-    many all is tested, and probes of each kind. `datasets`, `backbones` and `methods`: of which, and by which.
+    many all is tested, and probes of each kind. `datasets`, `backbones` and `methods`: of which, and by which. Rollouts, which
+    make every order's edits anew, are `shared_elsewhere` long and have `orders_elsewhere` but for the first dataset and backbone.
     """
 
     datasets: tuple[str, ...] = entry(texts)
@@ -185,9 +186,17 @@ class Sequence:
     methods: tuple[str, ...] = entry(texts)
     edits: int = entry(count(1))
     shared: int = entry(count(1))
+    shared_elsewhere: int = entry(count(1))
     orders: int = entry(count(1))
+    orders_elsewhere: int = entry(count(1))
     at: tuple[int, ...] = entry(counts(1))
     probes: int = entry(count(1))
+
+    def rollouts(self, dataset: str, backbone: str) -> tuple[int, int]:
+        """How many edits go on from each other there, and in how many orders."""
+        if (dataset, backbone) == (self.datasets[0], self.backbones[0]):
+            return self.shared, self.orders
+        return min(self.shared, self.shared_elsewhere), min(self.orders, self.orders_elsewhere)
 
 
 @dataclass(frozen=True)

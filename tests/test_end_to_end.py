@@ -51,7 +51,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     second = r"(?m)^  # (It starts from|The same behind) .*\n  blip2-smollm2:\n(    .*\n)+"  # its training, and its parts
     params, found = re.subn(second, "", params)
     assert found == 2
-    params = params.replace("- blip2-smollm2\n", "").replace("  s1: 1\n  s2: 2\n", "")
+    params = (
+        params.replace("  - evqa\n", "")
+        .replace("  - blip2-smollm2\n", "")
+        .replace("- blip2-smollm2\n", "")
+        .replace("  s1: 1\n  s2: 2\n", "")
+    )
     params, found = re.subn(r"(?m)^  - (ft_l|ft_v|lora|mend|serac|wise|grace)\n", "", params)
     assert found == 7
     params, found = re.subn(r"(?m)^  # Corrections:.*\n  evqa:\n(    .*\n)+", "", params)

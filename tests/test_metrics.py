@@ -16,7 +16,9 @@ from stages.settings import Key, Method, Radius, Sequence
 
 RADIUS = Radius(strategy="balanced", alpha=0.25, epsilon=1.0, distance="euclidean", positives=1, negative=("black",))
 KEY = Key("prompt")
-SEQUENCE = Sequence(datasets=(), backbones=(), methods=(), edits=1, shared=1, orders=1, at=(1,), probes=1)
+SEQUENCE = Sequence(
+    datasets=(), backbones=(), methods=(), edits=1, shared=1, shared_elsewhere=1, orders=1, orders_elsewhere=1, at=(1,), probes=1
+)
 METHOD = Method(name="m", key=KEY, radius=RADIUS, sequence=SEQUENCE, editor="balancedit", router="codebook")
 NAN = float("nan")
 

@@ -174,17 +174,25 @@ def test_the_number_of_a_scope_is_its_routers(stages):
     found = {name: (params.method(name).scope, params.method(name).scope_value) for name in params.methods}
     assert found["balancedit"] == ("alpha", "dev") and found["balancedit_published"] == ("alpha", 0.5)
     assert found["grace"] == ("epsilon", "dev") and found["grace_published"] == ("epsilon", 1.0)
-    assert found["wise"] == ("threshold", "dev") and found["serac_published"] == ("threshold", 0.5)
+    assert found["wise"] == ("threshold", "dev") and found["wise_published"] == ("threshold", 0.88)
     assert found["base"] == found["ft"] == (None, None)
     assert (params.method("wise").published, params.method("grace").published, params.method("ft").published) == (0.88, 1.0, None)
     positive = load_with(stages, "radius", "strategy", value="positive").method("balancedit")
     assert (positive.scope, positive.scope_value) == (None, None)
 
 
+def test_rollouts_are_shorter_but_for_the_first_pair(stages):
+    sequence = replace(load_text(TEXT, stages).sequence, datasets=("a", "b"), backbones=("x", "y"), shared=300, orders=3)
+    sequence = replace(sequence, shared_elsewhere=100, orders_elsewhere=2)
+    found = {place: sequence.rollouts(*place) for place in (("a", "x"), ("a", "y"), ("b", "x"))}
+    assert found == {("a", "x"): (300, 3), ("a", "y"): (100, 2), ("b", "x"): (100, 2)}
+    assert replace(sequence, shared=50, orders=1).rollouts("b", "y") == (50, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "words"),
     [
-        ("serac", ("threshold",), "methods.serac.threshold"),
+        ("wise", ("threshold",), "methods.wise.threshold"),
         ("grace", ("radius", "epsilon"), "radius.epsilon"),
         ("balancedit", ("radius", "alpha"), "radius.alpha"),
     ],

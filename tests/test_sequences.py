@@ -202,7 +202,7 @@ def test_an_entry_widens_to_twice_its_farthest_sample(backbone, records: Records
 def test_shared_weights_forget_and_every_point_tests_all_so_far(backbone, records: Records) -> None:
     cell = two(backbone, "ft", 1, part="layer", lr=1e-2, loss=0.05)
     settings = replace(SPREAD, at=(1,), orders=2)
-    table = rollout.rollout(Team.alone(cell), cell.grid[0], cell.rows, settings, 0, records)
+    table = rollout.rollout(Team.alone(cell), cell.grid[0], cell.rows, points(settings, 2), settings.orders, 0, records)
     held = table[table["probe"] == 0].set_index(["order", "made", "edit_id"])["target_on"].sort_index()
     assert len(held.loc[0, 1]) == 1 and len(held.loc[0, 2]) == 2
     assert held.loc[0, 1, ROW["edit_id"]] == 1 and held.loc[0, 2].to_dict() == {ROW["edit_id"]: 0, OTHER["edit_id"]: 1}

@@ -41,7 +41,7 @@ def sequences(params: Params, place: tuple[str, str, str]) -> pd.DataFrame:
     """Scores of a method on a dataset and backbone, at every point of every order, of each kind of memory that it can have."""
     dataset, backbone, name = place
     tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
-    few = replace(tables, edits=tables.edits[: method.sequence.shared])
+    few = replace(tables, edits=tables.edits[: method.sequence.rollouts(dataset, backbone)[0]])
     kinds, drawn, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
     method = settled(method, read_trace(dataset, backbone, name))
     if method.router == "codebook":

@@ -23,5 +23,7 @@ def chain(
     drawn = orders(range(len(made)), settings.orders, seed)
     trace, interference = each(team, hyper, made, drawn, points(settings, len(made)), records)
     if goes_on:
-        left = rollout(team, hyper, made[: settings.shared], settings, seed, records)
+        length, count = settings.rollouts(team.plan.dataset, team.plan.backbone_name)
+        some = made[:length]
+        left = rollout(team, hyper, some, points(settings, len(some)), count, seed, records)
     return {"trace": trace, "interference": interference, "rollout": left}

@@ -43,7 +43,8 @@ def difference(cell: Cell, item: tuple[Mapping[str, Any], Settings, Tables, int]
     if not found and len(kept["interference"]):
         found = crossed(cell, some, edits, kept["interference"])
     if not found and len(kept["rollout"]):
-        found = rolled_out(cell, make, hyper, made[: settings.shared], settings, kept["rollout"], root)
+        length, _ = settings.rollouts(cell.dataset, cell.backbone_name)
+        found = rolled_out(cell, make, hyper, made[:length], settings, kept["rollout"], root)
     return found
 
 

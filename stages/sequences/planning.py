@@ -35,10 +35,11 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
     if not routed and not goes_on(method):
         allowed = "router codebook, or an editor whose edits go on from each other"
         raise UserError(f"sequence.methods: {name!r} is not allowed; allowed: {allowed}")
-    count = size.edits if routed else min(size.edits, size.shared)
+    rolled = size.rollouts(dataset, backbone)
+    count = size.edits if routed else min(size.edits, rolled[0])
     rows = in_sequence(source.edits(params.dataset(dataset).name), params.edits, count)
     made = Plan.of(params, dataset, backbone, name, rows, source)
-    asked = [size.edits, size.shared, size.orders, size.at, size.probes]
+    asked = [size.edits, *rolled, size.orders, size.at, size.probes]
     digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
     by = code.of_editor(method.editor, "stages.sequences.chain")
     settings = Stamp.read(traces.STAMPS / f"{made.name}.json").settings

@@ -13,9 +13,8 @@ from stages.editing.cell import Cell, Makes, fit_seed
 from stages.editing.edits import Edit
 from stages.editing.resume import Records
 from stages.editing.team import Team
-from stages.sequences.orders import orders, points
+from stages.sequences.orders import orders
 from stages.sequences.probes import Row, outcomes, probe_sets
-from stages.settings import Sequence as Settings
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,13 @@ class Order:
 
 
 def rollout(
-    team: Team, hyper: Mapping[str, Any], made: Sequence[Row], settings: Settings, seed: int, records: Records
+    team: Team, hyper: Mapping[str, Any], made: Sequence[Row], at: Sequence[int], count: int, seed: int, records: Records
 ) -> pd.DataFrame:
-    """One row an order, a number of edits made, and a probe of an edit made so far or of one that is held out."""
+    """One row an order of `count`, a number of edits made, as many as `at` says, and a probe of an edit made so far or of one
+    that is held out.
+    """
     team.learn([hyper], [fit_seed(team.plan.seeds[0])])
-    at, drawn = points(settings, len(made)), orders(made, settings.orders, seed)
+    drawn = orders(made, count, seed)
     work = [Order(hyper, i, order, at) for i, order in enumerate(drawn) if f"rollout-{i}" not in records]
     for order, rows in zip(work, team.each(rolled_out, work), strict=True):
         records[f"rollout-{order.number}"] = rows
