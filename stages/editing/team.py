@@ -8,6 +8,7 @@ but for the last digits of sums, which depend on the threads of each.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,11 +62,12 @@ class Team:
         return self
 
     def __exit__(self, kind: type | None, *_error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-            if kind is not None:  # nobody waits for what they are at
-                for process in multiprocessing.active_children():
-                    process.terminate()
+        if self._pool is None:
+            return
+        if kind is not None:  # nobody waits for what they are at
+            for process in multiprocessing.active_children():
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     @cached_property
     def cell(self) -> Cell:
@@ -121,8 +123,11 @@ class Team:
 
 
 def _begin(parent: int, opens: Callable[[], Cell], threads: int) -> None:
-    """What a worker does first. It ends with its parent, however that ends; an interrupt is the parent's to handle."""
+    """What a worker does first. It ends with its parent, however that ends; an interrupt is the parent's to handle. One that is
+    told to end leaves nothing behind.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(threads)
     _opened["opens"] = opens
 
