@@ -200,8 +200,8 @@ def build(root: Path) -> None:
     parts = [("relation", "made_of_0", 4), ("relation", "made_of_1", 2), ("answer", "several words", 6)]
     trade_off = grid(method=["balancedit"], protocol=["strict"], metric=list(names.TRADE_OFF))
     write(root / "reports/strata.csv", [r | {"group": g, "stratum": s, "n": n} for g, s, n in parts for r in trade_off])
-    kinds = [("ft", "weights"), ("grace", "codebook")]
-    kinds += [("balancedit", memory) for memory in ("codebook", "released code", "alone")]
+    kinds = [("ft", "weights"), ("grace", "codebook, nearest")]
+    kinds += [("balancedit", memory) for memory in ("codebook, nearest", "codebook, shrink", "released code", "alone")]
     left = [
         {"method": m, "memory": memory, "order": order, "made": made, "protocol": p, "metric": metric, "value": 0.5 + order / 10,
          "n": made}

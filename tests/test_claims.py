@@ -20,6 +20,7 @@ WORLD = {
     "ft": (1, 1, 1, 0.5, 0.5),
     "balancedit": (1, 0.75, 0.75, 0.75, 0.25),
 }
+NEAREST = "codebook, nearest"
 KINDS = ("edit", "text_generality", "image_generality", "near_image", "hop1")
 
 
@@ -51,7 +52,7 @@ def sequences(*after: float, alone: float = 0.75) -> pd.DataFrame:
     at = {"method": "balancedit", "protocol": "strict", "metric": "hm"}
     rows = [{"memory": "alone", "order": 0, "made": 9, "value": alone}]
     for order, last in enumerate(after):
-        rows += [{"memory": "codebook", "order": order, "made": made, "value": value} for made, value in ((1, 1.0), (9, last))]
+        rows += [{"memory": NEAREST, "order": order, "made": made, "value": value} for made, value in ((1, 1.0), (9, last))]
     return pd.DataFrame([at | row for row in rows])
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stages.backbone.vlm import Query, mean_over
 from stages.editing.codebook import UNEDITED, Codebook, Entry
+from stages.editing.conflicts import RULES
 from stages.editing.edits import Edit
 from stages.editing.transform import Layer, LowRank, Value, compress
 from stages.params import UserError
@@ -69,6 +70,24 @@ def test_a_new_wide_entry_yields_to_a_key_it_would_cover() -> None:
     book = Codebook(entries=[entry(0, 1)])
     book.add(entry(4, 5, "b"))
     assert [e.radius for e in book.entries] == [1, 2]
+
+
+def test_without_shrinking_the_nearer_key_answers() -> None:
+    book = Codebook(entries=[entry(0, 3)], rule="nearest")
+    book.add(entry(2, 5, "b"))
+    assert [e.radius for e in book.entries] == [3, 5]
+    assert book.route(at(0, 0.9, 1.1, 6, -2.9)).tolist() == [0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_fact_that_is_edited_again_gets_its_newest_answer(rule: str) -> None:
+    """The same query, read in another batch, lies a rounding away."""
+    book = Codebook(entries=[entry(0, 3)], rule=rule)
+    book.add(entry(1e-6, 2, "b"))
+    assert book.route(at(-1e-6, 0, 1.9, 2.5)).tolist() == [1, 1, 1, UNEDITED]
+    book.add(entry(0, 1, "c"))
+    assert book.route(at(0, 1.5)).tolist() == [2, UNEDITED]
+    assert book.add(entry(0.5, 1, "a")) == 3  # what is gone takes nothing in
 
 
 edits = st.tuples(st.integers(-20, 20), st.integers(1, 20), st.sampled_from("abc"))

@@ -10,6 +10,7 @@ import torch
 
 from stages.backbone.vlm import Backbone
 from stages.editing.cell import Cell
+from stages.editing.conflicts import UNEDITED
 from stages.editing.editors import load_editor
 from stages.editing.edits import Difference, Edit
 from stages.editing.probes import probes_of
@@ -261,18 +262,20 @@ def test_a_replay_by_hand() -> None:
     places, edits = np.array([0.0, 2, 10, 0.5, 9]), np.array([0.0, 2, 10])
     told = [
         (made, list(state.reach.radii), state.answering().tolist(), state.taken_in, state.shrunk)
-        for made, state in replay([0, 1, 2], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [1, 2, 3])
+        for made, state in replay([0, 1, 2], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [1, 2, 3], "shrink")
     ]
     assert told == [
         (1, [3], [0, 0, -1, 0, -1], 0, 0),
         (2, [4], [1, 1, -1, 1, -1], 1, 0),
         (3, [4, 9], [1, 1, 2, 1, 2], 1, 0),
     ]
-    ((_, state),) = replay([0, 2, 1], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [3])
+    ((_, state),) = replay([0, 2, 1], np.abs(places[:, None] - edits), [3, 2, 9], ["a", "a", "b"], [3], "shrink")
     assert state.answers == [1, 2] and state.answering().tolist() == [1, 1, 2, 1, 2]  # the later entry stays
     near = np.abs(places[:, None] - np.array([0.0, 2, 10]))
-    ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2])
+    ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2], "shrink")
     assert state.reach.radii == [1, 1] and state.shrunk == 2
+    ((_, state),) = replay([0, 1], near, [3, 3], ["a", "b"], [2], "nearest")
+    assert state.reach.radii == [3, 3] and state.answering().tolist() == [0, 1, UNEDITED, 0, UNEDITED]
 
 
 def hand_made() -> retention.Tables:
@@ -301,14 +304,14 @@ def hand_made() -> retention.Tables:
 def test_retention_by_hand() -> None:
     """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
     tables = hand_made()
-    first, both = retention.codebook(tables, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d")
+    first, both = retention.codebook(tables, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d", "shrink")
     assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0, "bytes": 108}
     found = pd.DataFrame(retention.scored(both, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
     assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
     assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
     assert found["none", "bytes"] == 146
-    narrow = list(retention.codebook(tables, [[0, 1]], [2], {"x": 1, "y": 1}, "d"))[0]
+    narrow = list(retention.codebook(tables, [[0, 1]], [2], {"x": 1, "y": 1}, "d", "shrink"))[0]
     found = pd.DataFrame(retention.scored(narrow, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
 
@@ -345,7 +348,7 @@ def test_an_outcome_that_is_not_known_is_an_error() -> None:
     tables = hand_made()
     tables.interference.loc[(tables.interference["entry"] == "x") & (tables.interference["edit_id"] == "y"), "same_on"] = np.nan
     with pytest.raises(UserError, match="a narrower radius"):
-        list(retention.codebook(tables, [[0, 1]], [2], {"x": 4, "y": 1}, "d"))
+        list(retention.codebook(tables, [[0, 1]], [2], {"x": 4, "y": 1}, "d", "shrink"))
 
 
 def test_each_edit_alone_by_hand() -> None:

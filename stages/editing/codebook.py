@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from stages.backbone.vlm import Backbone, Prompts, mean_over
-from stages.editing.conflicts import UNEDITED, Reach
+from stages.editing.conflicts import GONE, UNEDITED, Reach
 from stages.editing.edits import Edit
 from stages.editing.transform import pack, unpack
 from stages.params import UserError, write_atomically
@@ -48,6 +48,7 @@ class Codebook:
     distance: str = "euclidean"
     entries: list[Entry] = field(default_factory=list)
     faithful_code: bool = False
+    rule: str = "shrink"  # for conflicts, of `stages.editing.conflicts.RULES`
     _keys: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -68,8 +69,9 @@ class Codebook:
         """[B]: the index of the entry that answers each query, `UNEDITED` where none does."""
         if not self.entries:
             return torch.full((len(phi),), UNEDITED)
-        nearest, index = self.distances(phi).min(1)
-        radius = torch.tensor([self.entries[i].radius for i in index.tolist()])
+        reach = torch.tensor([entry.radius for entry in self.entries])
+        nearest, index = self.distances(phi).masked_fill(reach == GONE, torch.inf).min(1)
+        radius = reach[index]
         return torch.where(nearest <= radius, index, UNEDITED)
 
     def continues(self, key: torch.Tensor, target: str) -> int:
@@ -98,7 +100,7 @@ class Codebook:
         return index
 
     def _reach(self) -> Reach:
-        return Reach([entry.radius for entry in self.entries], [entry.target for entry in self.entries])
+        return Reach([entry.radius for entry in self.entries], [entry.target for entry in self.entries], self.rule)
 
     def _apart(self, key: torch.Tensor) -> list[float]:
         """Distance of a key [D] to every other."""
@@ -158,6 +160,7 @@ class Codebook:
             "fingerprint": backbone.fingerprint,
             "distance": self.distance,
             "faithful_code": json.dumps(self.faithful_code),
+            "rule": self.rule,
             "entries": json.dumps(words),
         }
         with write_atomically(path) as temporary:
@@ -179,4 +182,4 @@ class Codebook:
             own = {name.split(".", 1)[1]: tensor for name, tensor in tensors.items() if name.startswith(f"{index}.")}
             edit = Edit(unpack(word, own))
             entries.append(Entry(tensors["keys"][index], float(tensors["radii"][index]), word["target"], edit))
-        return cls(header["distance"], entries, json.loads(header["faithful_code"]))
+        return cls(header["distance"], entries, json.loads(header["faithful_code"]), header.get("rule", "shrink"))

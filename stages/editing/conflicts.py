@@ -1,6 +1,8 @@
-"""What becomes of a codebook's radii when an edit is added (design §2, Sequence): distances between keys are all it takes.
+"""What becomes of a codebook's radii when an edit is added (design §2, Sequence, and §10): distances between keys are enough.
 
-Importing this loads no model library.
+Two entries with other targets conflict where one covers the other's key. `shrink`, after GRACE, halves the distance between them.
+`nearest` leaves both as they are, and a query goes to the nearer key. Under either rule a fact that is edited again gets its
+newest answer: the entry that stood at the same key is gone. Importing this loads no model library.
 """
 
 from collections.abc import Sequence
@@ -9,14 +11,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 UNEDITED = -1
+RULES = ("shrink", "nearest")
+SAME = 1e-4  # keys that are nearer to each other are of one query, read twice
+GONE = -1.0  # the radius of an entry that answers no more
 
 
 @dataclass
 class Reach:
-    """The radius and the target of each entry."""
+    """The radius and the target of each entry, and the rule for conflicts."""
 
     radii: list[float] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
+    rule: str = "shrink"
 
     def continues(self, apart: Sequence[float], target: str) -> int:
         """The entry that answers a key, `apart` from each entry's, with `target` already; `UNEDITED` where there is none."""
@@ -41,17 +47,23 @@ class Reach:
         return index
 
     def resolve(self, index: int, apart: Sequence[float]) -> None:
-        """Shrink an entry whose key is `apart` from each entry's, and those with other targets, to half the distance between
-        their keys wherever one of them covers the other's key.
-        """
+        """Settle the conflicts of an entry whose key is `apart` from each entry's with those that have other targets."""
         for other, between in enumerate(apart):
-            if self.targets[other] != self.targets[index] and between <= max(self.radii[other], self.radii[index]):
+            if self.targets[other] == self.targets[index] or self.radii[other] == GONE:
+                continue
+            if between <= SAME:
+                self.radii[other] = GONE
+            elif self.rule == "shrink" and between <= max(self.radii[other], self.radii[index]):
                 for i in (other, index):
                     self.radii[i] = min(self.radii[i], between / 2)
 
 
 def nearest(distances: np.ndarray, radii: Sequence[float]) -> np.ndarray:
-    """[queries]: the nearest entry by distances [queries, entries], `UNEDITED` where the query lies outside its radius."""
+    """[queries]: the nearest entry that is not gone by distances [queries, entries], `UNEDITED` where the query lies outside its
+    radius.
+    """
+    reach = np.array(radii, dtype=distances.dtype)
+    distances = np.where(reach == GONE, np.inf, distances)
     index = distances.argmin(1)
-    within = np.take_along_axis(distances, index[:, None], 1)[:, 0] <= np.array(radii, dtype=distances.dtype)[index]
+    within = np.take_along_axis(distances, index[:, None], 1)[:, 0] <= reach[index]
     return np.where(within, index, UNEDITED)

@@ -11,7 +11,11 @@ from stages.report.markup import Table, TableCell
 from stages.report.names import need, ordered, pairs, select, where
 
 SHOWN = {"reliability": "Rel."} | names.TRADE_OFF | {"held_out_locality": "Loc, others"}
-ASIDE = {"released code": "as released", "alone": "each edit alone"}
+ASIDE = {
+    "released code": "as released", "alone": "each edit alone", "codebook, shrink": "radii shrink",
+    "codebook, nearest": "nearest key",
+}  # fmt: skip
+DASHES = {"released code": ":", "codebook, shrink": "--"}
 
 
 def label(method: str, memory: str) -> str:
@@ -38,8 +42,7 @@ def retention(table: pd.DataFrame, protocol: str) -> Drawing:
                     points = select(block, metric=metric, method=method, memory=memory).groupby("made")["value"]
                     middle, low, high = 100 * points.mean(), 100 * points.min(), 100 * points.max()
                     colour, _, marker = look_of(look[method])
-                    dashed = "--" if memory == "released code" else "-"
-                    handles += ax.plot(middle.index, middle, color=colour, marker=marker, linestyle=dashed)
+                    handles += ax.plot(middle.index, middle, color=colour, marker=marker, linestyle=DASHES.get(memory, "-"))
                     ax.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)
                 ax.set_xscale("log")
                 ax.set_xticks(made := sorted(set(block["made"])), spaced(made))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stages import beside
+from stages.editing.conflicts import RULES
 from stages.editing.declared import declared
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, UserError, derive_seed, load, run
@@ -48,7 +49,8 @@ def sequences(params: Params, place: tuple[str, str, str]) -> pd.DataFrame:
         reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
         whole, at = orders_of(params, dataset, tables.edits), points(params.sequence, len(tables.edits))
-        kinds["codebook"] = retention.codebook(tables, whole, at, radii, column)
+        for rule in RULES:
+            kinds[f"codebook, {rule}"] = retention.codebook(tables, whole, at, radii, column, rule)
         if len(tables.rollout):
             kinds["released code"] = retention.shared(few, drawn, radii, column)
     else:

@@ -43,10 +43,12 @@ class Replay:
 
 
 def replay(
-    order: Sequence[int], table: np.ndarray, radii: Sequence[float], targets: Sequence[str], points: Sequence[int]
+    order: Sequence[int], table: np.ndarray, radii: Sequence[float], targets: Sequence[str], points: Sequence[int], rule: str
 ) -> Iterator[tuple[int, Replay]]:
-    """Make edits in `order`; gives the state after each number of edits in `points`. `table` [queries, edits] is of distances."""
-    state = Replay(np.asarray(table, dtype=np.float32))
+    """Make edits in `order` under a rule for conflicts; gives the state after each number of edits in `points`. `table` [queries,
+    edits] is of distances.
+    """
+    state = Replay(np.asarray(table, dtype=np.float32), Reach(rule=rule))
     for made, edit in enumerate(order, 1):
         state.add(edit, radii[edit], targets[edit])
         if made in points:

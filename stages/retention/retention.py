@@ -119,13 +119,15 @@ def alone(tables: Tables, on: pd.Series) -> Point:
 
 
 def codebook(
-    tables: Tables, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str
+    tables: Tables, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str, rule: str
 ) -> Iterator[Point]:
-    """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance."""
+    """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance, `rule` what becomes of
+    radii that conflict.
+    """
     table, targets = tables.matrix(column), tables.queries["expected"].head(len(tables.edits)).tolist()
     epsilon, rows = [radii[edit] for edit in tables.edits], np.arange(len(tables.queries))
     for number, order in enumerate(orders):
-        for made, state in replay(order, table, epsilon, targets, points):
+        for made, state in replay(order, table, epsilon, targets, points, rule):
             answers = state.answering()
             found = {name: np.where(answers < 0, tables.unedited[name], tables.edited[name][rows, answers]) for name in OUTCOMES}
             kept = [tables.edits[i] for i in state.answers]

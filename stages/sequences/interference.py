@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from stages.editing.cell import Cell, fit_seed
+from stages.editing.conflicts import SAME
 from stages.editing.edits import Edit
 from stages.editing.resume import Records
 from stages.editing.team import Team
@@ -120,7 +121,8 @@ def may_answer(
     for name, table in tables.items():
         keys = table[[int(np.argmax(owner == i)) for i in range(len(made))]]  # an edit's own query is its first
         taken = may_take_in(keys, [far[name] for far in reaches], targets, drawn)
-        found = nearest(table, owner, taken.any(0), [order[:points] for order in drawn for points in at])
+        again = (keys <= SAME) & (np.array(targets)[:, None] != np.array(targets))  # an edit of the same fact takes the place
+        found = nearest(table, owner, taken.any(0) | again.any(0), [order[:points] for order in drawn for points in at])
         found |= found @ taken  # an entry answers with the newest edit that it has taken in
         wanted.append(found & np.isfinite(table))
     answers = np.any(wanted, axis=0)
