@@ -9,7 +9,7 @@ from test_metrics import METHOD, RADIUS, row
 
 from stages.ablations import sweeps
 from stages.report import names
-from stages.scoring import routing, scope, scores
+from stages.scoring import scope, scores
 from stages.scoring.scope import settled
 from stages.settings import NEGATIVES, SPANS
 
@@ -120,15 +120,6 @@ def test_best_alpha_is_chosen_on_dev(sweep: sweeps.Sweep) -> None:
     dev = hm[hm["split"] == "dev"]
     assert dev.loc[dev["alpha"] == best["best_alpha_on_dev"], "mean"].iloc[0] == dev["mean"].max()
     assert best["test_hm_at_best_alpha"] == pytest.approx(at(hm, split="test", alpha=best["best_alpha_on_dev"]), abs=1e-6)
-
-
-def test_a_methods_own_point_is_its_score(sweep: sweeps.Sweep) -> None:
-    routed = routing.route(sweep.trace, routing.routed_on(sweep.trace, METHOD))
-    summary = scores.summarise(scores.per_edit(routed, "strict"), scores.resample(4, 5, 0), 0.95).assign(protocol="strict")
-    point = sweeps.frontier([("m", None, summary)]).iloc[0]
-    mean = summary.set_index("metric")["mean"]
-    assert point["generality"] == (mean["text_generality"] + mean["image_generality"]) / 2
-    assert point["locality"] == mean["locality"]
 
 
 def test_alpha_dev_has_on_dev_edits_the_score_it_was_chosen_for(sweep: sweeps.Sweep) -> None:

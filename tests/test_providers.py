@@ -15,10 +15,12 @@ import torch
 from conftest import ASSETS, Endpoint, send
 from PIL import Image
 
+from stages.backbone.vlm import Query
 from stages.okedit import agreement
 from stages.okedit.providers import IMAGE, TEXT, diffusers_image, folder_image, openai_text, transformers_text
 from stages.okedit.providers.base import CACHE, Cached, EndpointError, ProviderError
 from stages.okedit.settings import variant
+from stages.okedit.unedited import Unedited, unedited_answers
 from stages.params import UserError
 from stages.settings import STAGES
 
@@ -252,7 +254,7 @@ def test_clip_agrees_above_its_threshold(tmp_path: Path) -> None:
 
 
 def test_a_backbones_own_answer_agrees_when_it_is_the_answer(backbone) -> None:
-    image = Image.new("RGB", (64, 64), (200, 30, 30))
-    own = agreement.unedited_answer(backbone, "what?", "red", image)
-    agrees = agreement.OwnAnswer().open("", [backbone])
+    image, asked = Image.new("RGB", (64, 64), (200, 30, 30)), Unedited("tiny", lambda: backbone)
+    (own,) = unedited_answers(backbone, [Query("what?", "red")])
+    agrees = agreement.OwnAnswer().open("", [asked])
     assert agrees(image, "what?", own) and not agrees(image, "what?", f"{own} not this")
