@@ -20,7 +20,6 @@ import torch
 
 from stages.editing.cell import Cell
 from stages.editing.plan import Plan
-from stages.editing.probes import Probe, probes_of
 from stages.params import Params, load
 
 FEW = 2  # probes of each kind that a setting was tried on
@@ -35,14 +34,14 @@ def either(now: str, before: str) -> ModuleType:
         return importlib.import_module(f"stages.editing.{before}")
 
 
-def every_probe(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], _counts: object = None) -> list[Probe]:
+def every_probe(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], _counts: object = None) -> list[Any]:
     """All that a set has for an edit."""
-    return probes_of(row, samples)
+    return either("probes", "trace").probes_of(row, samples)
 
 
-def few_probes(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], _counts: object = None) -> list[Probe]:
+def few_probes(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], _counts: object = None) -> list[Any]:
     """The first ones of each kind."""
-    return importlib.import_module("stages.editing.cell").few(probes_of(row, samples), FEW)
+    return importlib.import_module("stages.editing.cell").few(every_probe(row, samples), FEW)
 
 
 def timed(what: Callable[[], object]) -> float:
@@ -90,7 +89,7 @@ def train(cell: Cell, settings: Asked) -> None:
         cell.editor.fit(cell.backbone, cell.examples, settings, Path(folder) / "fit.pt", **more)
 
 
-def side_by_side(params: Params, plan: Plan, ask: Callable[..., list[Probe]]) -> tuple[Callable[..., Any], int]:
+def side_by_side(params: Params, plan: Plan, ask: Callable[..., list[Any]]) -> tuple[Callable[..., Any], int]:
     """What asks each of some things of an open cell, and by how many processes at once."""
     try:
         team = importlib.import_module("stages.editing.team").Team.of(params, plan, ask)
@@ -113,7 +112,7 @@ def edits(params: Params, plan: Plan, asked: Asked) -> dict[str, list[float]]:
     return found
 
 
-def tracing(params: Params, plan: Plan, ask: Callable[..., list[Probe]], settings: Asked) -> Callable[[Any], object]:
+def tracing(params: Params, plan: Plan, ask: Callable[..., list[Any]], settings: Asked) -> Callable[[Any], object]:
     """What makes and traces the edits of a plan, and keeps them in some records."""
     try:
         team = importlib.import_module("stages.editing.team").Team.of(params, plan, ask)
