@@ -118,6 +118,13 @@ def test_scores_by_hand(trace: pd.DataFrame) -> None:
     assert summary.loc["hm", "mean"] == pytest.approx(3 / (1 / parts).sum())
 
 
+def test_settings_that_all_lack_a_part_are_equal() -> None:
+    """A set without other pictures has no HM: nothing is better, and one is still taken."""
+    parts = np.stack([np.full((2, 3), 0.5), np.full((2, 3), 0.75)])
+    parts[..., 1] = NAN
+    assert scores.tied(parts, 0).tolist() == [True, True]
+
+
 def test_seeds_are_averaged_within_an_edit(trace: pd.DataFrame) -> None:
     other = trace.assign(seed=1, target_on=False)
     both = pd.concat([trace, other])

@@ -120,7 +120,7 @@ def tied(parts: np.ndarray, best: int) -> np.ndarray:
     slope = (harmonic_mean(above)[..., None] / above) ** 2 / parts.shape[-1]
     share = np.where(known, parts - means[..., None, :], 0) / np.maximum(known.sum(-2), 1)[..., None, :]
     pull = (slope[..., None, :] * share).sum(-1)  # [settings, edits]: what each edit adds to HM's error
-    error = np.sqrt(((pull - pull[best]) ** 2).sum(-1))
+    error = np.nan_to_num(np.sqrt(((pull - pull[best]) ** 2).sum(-1)))  # a missing part has none
     found = hm_of(parts)
     return found >= found[best] - error - 1e-9
 
