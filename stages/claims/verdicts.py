@@ -261,6 +261,6 @@ CLAIMS = (
     Claim("C6", "The backbone's weights stay as they were", "bit-identical", "share of methods", "", untouched),
     *(Claim("C7", "Best harmonic mean", "best", "gain in HM on the best other", "main_strict", best_hm(r), r) for r in READINGS),
     Claim("C8", "A radius for each edit beats one for all", "dynamic balance", "gain in HM", "", own_radius, EVEN),
-    Claim("L1", "Inference is slower (a limit)", "some overhead", "time per query, ratio", "cost_routing", overhead),
+    Claim("L1", "Inference is slower (a limit)", "some overhead", "time per query, ratio", "routing", overhead),
     Claim("L2", "Hops are not learnt (a limit)", "hops fail", "T-Gen less hop 1", "probes_strict", hops_lag),
 )  # fmt: skip
