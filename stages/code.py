@@ -1,7 +1,8 @@
 """What of the code decides a result, as a digest: docstrings, comments and layout are no part of it.
 
 A module's closure is all that it imports of the study, and what these import, read from the source without running any. An
-editor's code is the closure of what makes and traces edits and of its own module, so that another editor changes nothing.
+editor's code is the closure of what makes and traces edits, of its own module and of the architecture's adapter, so that another
+editor or adapter changes nothing.
 """
 
 import ast
@@ -18,7 +19,7 @@ MAKERS = ("stages.editing.cell",)  # what makes and traces edits begins here
 # What reads, checks and keeps: the values that come of it enter another digest (`stages.editing.plan`).
 ASIDE = (
     "stages.code", "stages.params", "stages.sections", "stages.settings", "stages.okedit.schema", "stages.editing.plan",
-    "stages.editing.resume",
+    "stages.editing.resume", "stages.backbone.checkpoints", "stages.backbone.pointer",
 )  # fmt: skip
 
 
@@ -30,6 +31,12 @@ def of_editor(name: str, *more: str) -> str:
 def module_name(editor: str) -> str:
     """The dotted name of an editor's module."""
     return f"{EDITORS}.{editor.replace('-', '_')}"
+
+
+def adapters(architecture: str | None) -> list[str]:
+    """The dotted name of an architecture's adapter; those of all adapters where it is not known which."""
+    names = [path.stem for path in file_of(ADAPTERS).parent.glob("*.py") if path.stem != "__init__"]
+    return sorted(f"{ADAPTERS}.{name}" for name in names if architecture is None or name == architecture.replace("-", "_"))
 
 
 @cache
@@ -59,15 +66,13 @@ def closure(*starts: str) -> set[str]:
 
 @cache
 def imports(name: str) -> frozenset[str]:
-    """The modules of the study that a module imports. An architecture's adapter is found by its name: all of them count."""
+    """The modules of the study that a module imports. An architecture's adapter is found by its name: see `adapters`."""
     found = set()
     for node in ast.walk(_tree(name)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    if name == ADAPTERS:
-        found |= {f"{ADAPTERS}.{path.stem}" for path in file_of(ADAPTERS).parent.glob("*.py") if path.stem != "__init__"}
     return frozenset(one for one in found if one.split(".")[0] == "stages" and file_of(one).exists())
 
 

@@ -24,6 +24,7 @@ from stages.sections import UserError, count, expect, mapping, number, one_of, r
 from stages.settings import (
     DEV,
     DEVICES,
+    SPANS,
     STAGES,
     TOWER,
     Accuracy,
@@ -36,6 +37,7 @@ from stages.settings import (
     Layers,
     Method,
     Metrics,
+    Place,
     Radius,
     Sequence,
     Train,
@@ -62,6 +64,7 @@ class Params:
     batch: int
     cache: float
     key: Key
+    keys: Mapping[str, Place]  # those that traces hold beside the edited layer's
     radius: Radius
     metrics: Metrics
     vision_tower: VisionTower
@@ -99,12 +102,16 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     raw = _parse(Path(path))
     names = [f.name for f in fields(Params)]
     expect("", raw, names, names)
+    keys = _named("keys", raw["keys"], partial(read_section, Place, stages=stages))
+    for name in set(keys) & set(SPANS):
+        raise refuse("keys: the name", name, f"another than {', '.join(SPANS)}, the edited layer's own")
     key = read_section(Key, "key", raw["key"], stages)
     radius = read_section(Radius, "radius", raw["radius"], stages)
 
     def method(at: str, value: Any, name: str) -> Method:
         own = mapping(at, value)
         own_key = read_section(Key, f"{at}.key", own.get("key", {}), stages, base=key)
+        one_of(*SPANS, *keys)(f"{at}.key.span", own_key.span, stages)
         own_radius = read_section(Radius, f"{at}.radius", own.get("radius", {}), stages, base=radius)
         length = mapping(f"{at}.sequence", own.get("sequence", {}))
         expect(f"{at}.sequence.", length, ["shared"], [])  # samples are made for as many edits as the section says
@@ -158,6 +165,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         batch=count(1)("batch", raw["batch"], stages),
         cache=number(0)("cache", raw["cache"], stages),
         key=key,
+        keys=keys,
         radius=radius,
         metrics=read_section(Metrics, "metrics", raw["metrics"], stages),
         vision_tower=read_section(VisionTower, "vision_tower", raw["vision_tower"], stages),
@@ -188,15 +196,18 @@ def _parse(path: Path) -> Mapping[str, Any]:
 def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str, T]:
     """One entry a name. Names become parts of file names such as <dataset>-<backbone>-<method>.parquet, so
     only a backbone, in the middle, may have a hyphen: every file name then has one reading."""
-    section = mapping(axis, raw[axis])
-    hyphen = "-" if axis in ("backbones", "training") else ""
-    for name in section:
-        if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]*", str(name)):
-            allowed = "lower-case letters, digits, _" + (" and -" if hyphen else "")
-            raise refuse(f"{axis}: the name", name, allowed)
-    if not section:
+    if not (found := _named(axis, raw[axis], read, "-" if axis in ("backbones", "training") else "", name=True)):
         raise refuse(axis, {}, "at least one entry")
-    return {str(name): read(f"{axis}.{name}", value, name=str(name)) for name, value in section.items()}
+    return found
+
+
+def _named(axis: str, value: Any, read: Callable[..., T], hyphen: str = "", name: bool = False) -> dict[str, T]:
+    """Entries by name, each told its `name` where it has use for it."""
+    section = mapping(axis, value)
+    for one in section:
+        if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]*", str(one)):
+            raise refuse(f"{axis}: the name", one, "lower-case letters, digits, _" + (" and -" if hyphen else ""))
+    return {str(one): read(f"{axis}.{one}", own, **({"name": str(one)} if name else {})) for one, own in section.items()}
 
 
 def _pick(kind: str, axis: Mapping[str, T], name: str) -> T:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,13 @@ Check = Callable[[str, Any, Path], Any]
 
 class UserError(Exception):
     """A mistake the user can mend; its text is one line: the key, its value, what is allowed."""
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """The beginning of every editor's `Settings`. `seed` is that of what is random about an edit; params.yaml does not set it."""
+
+    seed: int = field(default=0, kw_only=True)
 
 
 def refuse(key: str, value: Any, allowed: str) -> UserError:
@@ -145,7 +152,7 @@ def expect(at: str, section: Mapping[str, Any], allowed: list[str], needed: list
 def read_section(cls: type[T], at: str, value: Any, stages: Path, *, base: T | None = None, **given: Any) -> T:
     """Read the section `value` into `cls`; what it leaves out comes from `base` or the field's default, and what it has
     besides goes to the field `own`, if there is one."""
-    section, names = mapping(at, value), [f.name for f in fields(cls)]
+    section, names = mapping(at, value), [f.name for f in fields(cls) if not f.kw_only]
     checked = {f.name: f for f in fields(cls) if "check" in f.metadata}
     needed = [name for name, f in checked.items() if base is None and f.default is MISSING]
     if "own" in names:

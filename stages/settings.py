@@ -29,7 +29,9 @@ from stages.sections import (
 T = TypeVar("T")
 
 STAGES = Path(__file__).parent
-SPANS = ("prompt", "question", "image", "last", "teacher_forced")
+PROMPT_SPANS = ("prompt", "question", "image", "last")
+SPANS = (*PROMPT_SPANS, "teacher_forced")
+CONNECTOR = "connector"
 STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
 WEIGHED = ("balanced", "mean")  # strategies that α has a part in
 DEV = "dev"
@@ -51,9 +53,19 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Key:
-    """Which positions' hidden states are averaged into the key φ(x) (§2)."""
+    """Which positions' hidden states are averaged into the key φ(x) (§2): a span of the edited layer's, or one of `keys`."""
 
-    span: str = entry(one_of(*SPANS))
+    span: str = entry(text)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where another key is read: `where` is `connector`, what enters the decoder, or a decoder layer, whose edited linear map's
+    input it is; and the positions that it is the mean of.
+    """
+
+    where: str | int = entry(count(0, word=CONNECTOR))
+    span: str = entry(one_of(*PROMPT_SPANS))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from stages.editing.editors import module_of
 from stages.editing.edits import Edit
 from stages.editing.fitting import Example, fitted
 from stages.editing.trunk import States, request_of
+from stages.sections import Hyper
 from tests.rows import ROW
 
 TRAIN = [
@@ -38,6 +39,12 @@ PARTS = {"finetune-last": {"part": "last"}, "finetune-connector": {"part": "conn
 EVERY = [*SETTINGS, *PARTS]
 
 
+def settings_of(name: str, **changes: object) -> Hyper:
+    """An editor's settings of `SETTINGS` or `PARTS`, with changes."""
+    editor = name.split("-")[0]
+    return module_of(editor).Settings(**SETTINGS[editor] | PARTS.get(name, {}) | changes)
+
+
 def bits(backbone: Backbone) -> dict[str, bytes]:
     """Every weight, byte by byte."""
     return {name: tensor.numpy().tobytes() for name, tensor in backbone.model.state_dict().items()}
@@ -56,7 +63,7 @@ def made(name: str, backbone: Backbone, examples: list[Example], states: States,
     make = editor.edit
     if hasattr(editor, "fit"):
         make = partial(make, fitted=fitted(editor, backbone, examples, settings, "test", tmp_path))
-    return make(backbone, request_of(states, ROW), settings)
+    return make(backbone, request_of(states, ROW), settings_of(name))
 
 
 @torch.no_grad()

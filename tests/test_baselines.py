@@ -16,7 +16,7 @@ from stages.editing.probes import GENERALITY
 from stages.editing.trunk import ANSWER_LIMIT, answer_hidden, columns_of, request_of
 from stages.editing.trunk_cache import TrunkCache
 from stages.params import UserError, load
-from tests.editors import EVERY, SETTINGS, bits, made, plain
+from tests.editors import EVERY, SETTINGS, bits, made, plain, settings_of
 from tests.rows import ROW
 
 pytestmark = pytest.mark.usefixtures("letters")
@@ -100,14 +100,14 @@ def test_a_loss_that_rises_is_divergence(backbone, states) -> None:
     hidden = torch.cat([states.hidden[:1], answer_hidden(states, states.same, [0])], 1)[:, :length]
     mask = torch.cat([states.mask[:1], states.same.real[:1, 1:]], 1)[:, :length]
     request = replace(request_of(states, ROW), hidden=hidden, mask=mask, target=own)
-    settings = SETTINGS["finetune"] | {"lr": 30.0, "steps": 1, "loss": 1e-9}
+    settings = settings_of("finetune", lr=30.0, steps=1, loss=1e-9)
     assert module_of("finetune").edit(backbone, request, settings).diverged
 
 
 def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, states) -> None:
     request = request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
-    edit = module_of("balancedit").edit(backbone, broken, SETTINGS["balancedit"])
+    edit = module_of("balancedit").edit(backbone, broken, settings_of("balancedit"))
     assert edit.diverged and edit.changes_nothing
     up = backbone.decoder.layers[-1].mlp.up_proj
     late = Edit(added=differences([up], [torch.full_like(up.weight, float("nan"))]), steps=3)
@@ -120,12 +120,12 @@ def test_a_diverged_edit_is_the_unedited_model_and_says_so(backbone, probes, sta
 def test_a_training_that_diverges_fails_every_edit(backbone, examples, states, tmp_path, monkeypatch, capsys) -> None:
     editor = module_of("mend")
     monkeypatch.setattr("stages.editing.cell.FITS", tmp_path)
-    plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [SETTINGS["mend"]], [], [], [], [0], {})
+    plan = Plan("set", "tiny", backbone.fingerprint, load().method("ft"), editor, [SETTINGS["mend"]], [], [], [], [0], {}, {}, [])
     cell = Cell(
         **vars(plan), backbone=backbone, queries={}, examples=examples, trunk=TrunkCache(backbone, {}, tmp_path, 0), batch=1
     )
     make, _ = cell.prepared(SETTINGS["mend"] | {"edit_lr": float("inf")})
-    assert [edit.diverged for edit in make([request_of(states, ROW)], [SETTINGS["mend"]])] == [True]
+    assert [edit.diverged for edit in make([request_of(states, ROW)], [settings_of("mend")])] == [True]
     assert "training diverged" in capsys.readouterr().err
     with pytest.raises(UserError, match="no train edits"):
         replace(cell, examples=[]).prepared(SETTINGS["mend"])
@@ -150,7 +150,7 @@ def test_lora_by_hand() -> None:
 
 def test_lora_starts_as_the_unedited_model_on_every_layer(backbone, states) -> None:
     request = request_of(states, ROW)
-    edit = lora.edit(backbone, request, SETTINGS["lora"] | {"steps": 0})
+    edit = lora.edit(backbone, request, settings_of("lora", steps=0))
     assert len(edit.added) == 2 * len(backbone.decoder.layers)
     with torch.no_grad():
         batch = Batch.of([request], backbone.device)

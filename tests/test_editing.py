@@ -28,8 +28,8 @@ from stages.editing.trunk import ANSWER_LIMIT, Candidates, request_of, run_trunk
 from stages.editing.trunk_cache import TrunkCache
 from stages.okedit.schema import encode
 from stages.params import UserError, load
-from stages.settings import Method
-from tests.editors import ONE_MAP, bits
+from stages.settings import Method, Place
+from tests.editors import ONE_MAP, bits, settings_of
 from tests.rows import ROW, SAMPLES
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def test_a_study_asks_the_first_probes_of_each_kind() -> None:
 @pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_an_edit_reaches_its_target_and_leaves_every_weight(backbone, probes, states, name: str) -> None:
     before = bits(backbone)
-    edit = load_editor(name)(backbone, request_of(states, ROW), ONE_MAP[name])
+    edit = load_editor(name)(backbone, request_of(states, ROW), settings_of(name))
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     assert edit.reached
     assert rows[0]["target_on"] and not rows[0]["target_off"]
@@ -74,10 +74,10 @@ def test_the_edited_layer_attends_once_and_all_steps_are_the_same(backbone, stat
     attention, calls = backbone.decoder.layers[backbone.layer].self_attn, []
     attention.register_forward_hook(lambda *_: calls.append(1))
     request = request_of(states, ROW)
-    once = load_editor(name)(backbone, request, ONE_MAP[name])
+    once = load_editor(name)(backbone, request, settings_of(name))
     assert len(calls) == 1 and backbone.decoder.layers[backbone.layer].self_attn is attention
     monkeypatch.setattr("stages.editing.optimise.remembering", lambda *_: contextlib.nullcontext())
-    always = load_editor(name)(backbone, request, ONE_MAP[name])
+    always = load_editor(name)(backbone, request, settings_of(name))
     assert len(calls) == 2 + always.steps and (once.steps, once.loss) == (always.steps, always.loss)
     weights = [next(iter(edit.added.values())).delta if edit.added else edit.output.weight for edit in (once, always)]
     assert torch.equal(*weights)
@@ -91,18 +91,18 @@ def test_attention_that_the_edit_changes_runs_every_time(backbone, states) -> No
 
 
 def test_a_low_rank_is_doubled_until_the_target_is_exact(backbone, probes, states) -> None:
-    request, settings = request_of(states, ROW), ONE_MAP["balancedit"]
-    edit = load_editor("balancedit")(backbone, request, settings | {"rank": 1})
+    request = request_of(states, ROW)
+    edit = load_editor("balancedit")(backbone, request, settings_of("balancedit", rank=1))
     assert edit.output.a.shape[0] in (1, 2, 4, 8, 16) and edit.reached
     assert trace.trace_edit(backbone, ROW, probes, states, edit)[0]["target_on"]
-    whole = load_editor("balancedit")(backbone, request, settings | {"rank": 32})
+    whole = load_editor("balancedit")(backbone, request, settings_of("balancedit", rank=32))
     assert isinstance(whole.output, Layer)  # of full rank there is nothing to spare
 
 
 @pytest.mark.parametrize("name", sorted(ONE_MAP))
 def test_the_trace_says_what_generation_with_the_edit_gives(backbone, probes, states, name: str) -> None:
     """Teacher forcing of a candidate agrees with decoding token by token while the edit stays applied."""
-    edit = load_editor(name)(backbone, request_of(states, ROW), ONE_MAP[name])
+    edit = load_editor(name)(backbone, request_of(states, ROW), settings_of(name))
     rows = trace.trace_edit(backbone, ROW, probes, states, edit)
     for probe, row in zip(probes, rows, strict=True):
         if probe.is_sample:
@@ -143,6 +143,30 @@ def test_the_key_never_sees_the_answer(backbone, probes) -> None:
     one, other = (run_trunk(backbone, ROW | {"target": t}, probes) for t in ("ox", "a long cow"))
     for span in ("prompt", "question", "image", "last"):
         torch.testing.assert_close(one.phi[span], other.phi[span], atol=0, rtol=0, equal_nan=True)
+
+
+def test_keys_are_read_where_params_say(backbone, probes) -> None:
+    """The connector's is the mean of the picture's tokens; the edited layer's own is the span's."""
+    keys = {"shown": Place("connector", "image"), "deep": Place(0, "question"), "same": Place(backbone.layer, "last")}
+    states, plain = run_trunk(backbone, ROW, probes, keys), run_trunk(backbone, ROW, probes)
+    assert states.phi.keys() - plain.phi.keys() == keys.keys() and torch.equal(states.hidden, plain.hidden)
+    torch.testing.assert_close(states.phi["same"], plain.phi["last"], atol=0, rtol=0)
+    (picture,), seen = backbone.image_features([probes[0].query]), []
+    torch.testing.assert_close(states.phi["shown"][0], picture.features.mean(0))
+    assert all(states.phi["shown"][i].isnan().all() for i, probe in enumerate(probes) if probe.image_id is None)
+    hook = backbone.linear(0).register_forward_pre_hook(lambda _map, args: seen.append(args[0][0]))
+    prompts = backbone.prompts([probes[0].query])
+    backbone.prefill(prompts)
+    hook.remove()
+    torch.testing.assert_close(states.phi["deep"][0], seen[0][prompts.spans["question"][0]].mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pictures_tokens_do_not_depend_on_its_company(backbone) -> None:
+    """An interrupted run shows other pictures together than a whole one does."""
+    (alone,) = backbone.image_features([Query("What?", "red")])
+    with backbone.bypassing_image_cache():
+        together = backbone.image_features([Query("What?", "noise"), Query("What?", "red")])
+    assert torch.equal(alone.features, together[1].features)
 
 
 def test_accuracy_by_hand() -> None:
@@ -199,7 +223,7 @@ def test_grace_replaces_where_it_says() -> None:
 def test_a_loss_that_is_not_finite_is_an_error(backbone, states) -> None:
     request = request_of(states, ROW)
     broken = replace(request, hidden=request.hidden * float("nan"))
-    edit = load_editor("balancedit")(backbone, broken, ONE_MAP["balancedit"])
+    edit = load_editor("balancedit")(backbone, broken, settings_of("balancedit"))
     assert edit.diverged and edit.changes_nothing and np.isnan(edit.loss)
 
 

@@ -17,9 +17,9 @@ from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from tests.rows import ROW, SAMPLES
 
-SETTINGS = {
-    "layers": 2, "rank": 16, "edit_lr": 1e-3, "lr": 1e-3, "lr_lr": 1e-3, "c_edit": 1.0, "c_loc": 1.0, "steps": 40, "seed": 0,
-}  # fmt: skip
+SETTINGS = mend.Settings(
+    layers=2, rank=16, edit_lr=1e-3, lr=1e-3, lr_lr=1e-3, c_edit=1.0, c_loc=1.0, steps=40, seed=0
+)  # fmt: skip
 TEXT = {"kind": "text_only", "image_id": None, "question": "Who sang?", "answer": "he"}
 
 
@@ -98,7 +98,7 @@ def test_a_transform_by_hand() -> None:
 
 def test_the_loss_outside_is_a_divergence_that_no_edit_has(backbone, example) -> None:
     """Without an edit the KL is zero, so the loss is that of the two queries in scope."""
-    none = mend.outer_loss(backbone, example, Edit(), SETTINGS | {"c_edit": 0.0}, np.random.default_rng(0))
+    none = mend.outer_loss(backbone, example, Edit(), replace(SETTINGS, c_edit=0.0), np.random.default_rng(0))
     assert none.item() == pytest.approx(0, abs=1e-5)
     reach = mend.outer_loss(backbone, example, Edit(), SETTINGS, np.random.default_rng(0)).item()
     states, rng = example.states, np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_the_loss_outside_is_a_divergence_that_no_edit_has(backbone, example) ->
 
 
 def test_training_lowers_the_loss_after_the_edit(backbone, request_, example, tmp_path) -> None:
-    before = mend.fit(backbone, [example], SETTINGS | {"steps": 1}, tmp_path / "one.pt")
+    before = mend.fit(backbone, [example], replace(SETTINGS, steps=1), tmp_path / "one.pt")
     after = mend.fit(backbone, [example], SETTINGS, tmp_path / "many.pt")
     first, trained = (mend.edit(backbone, request_, SETTINGS, known) for known in (before, after))
     assert trained.loss < first.loss and trained.steps == 1

@@ -26,6 +26,7 @@ from stages.okedit.sources.embedded import COMPOSITES, VENDORS, Fact, build, in_
 from stages.params import UserError
 from stages.samples.generate import samples_of
 from stages.samples.pools import Drawings, other_question, shown_elsewhere
+from stages.samples.views import COLOURS, views_of
 from stages.settings import Edits
 from tests.sources import relation_of
 from tests.worlds import DATASET, LEGS, unedited
@@ -144,18 +145,19 @@ def test_samples_are_disjoint_from_probes(built, knowledge: Knowledge, assets: P
     others = pool.others(row, elsewhere)
     drawings = [f"{vendor}/{code[c]}" for c in knowledge.relations[row["relation"]].facts if c != row["concept"]]
     assert others == [i for i in drawings if i.split("/")[1] not in shown and i not in elsewhere] != []
-    found = samples_of(row, others, pool.nearest(row, others), "What is shown?", seed=0)
+    found = samples_of(row, ["view"], others, pool.nearest(row, others), "What is shown?", seed=0)
     kinds = [s.kind for s in found]
     assert kinds == ["sample_positive"] * 3 + [
-        f"sample_{k}" for k in ("black", "white", "noise", "random", "nearest", "other_question")
+        f"sample_{k}" for k in ("view", "black", "white", "noise", "random", "nearest", "other_question")
     ]
+    assert (found[3].question, found[3].image_id) == (row["question"], "view")
     assert all(s.image_id == row["image_id"] for s in found if s.kind in ("sample_positive", "sample_other_question"))
     assert {s.question for s in found[:3]}.isdisjoint(row["rephrasings"])
     index = [list(code.values()).index(i.split("/")[1]) for i in others]
     own = list(code).index(row["concept"])
-    assert found[7].image_id == f"{vendor}/{list(code.values())[pool.neighbours.nearest(vendor, own, index)[0]]}"
-    assert found[6].image_id in others
-    assert pool.picture(found[6].image_id).png == (assets / "emoji" / f"{found[6].image_id}.png").read_bytes()
+    assert found[8].image_id == f"{vendor}/{list(code.values())[pool.neighbours.nearest(vendor, own, index)[0]]}"
+    assert found[7].image_id in others
+    assert pool.picture(found[7].image_id).png == (assets / "emoji" / f"{found[7].image_id}.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -328,3 +330,19 @@ def test_what_is_to_be_recognised_can_be_asked_another_question(assets: Path, mo
         for fact in listed:
             if fact.relation == "name":
                 assert other_question({"relation": "name", "concept": fact.concept}, table)
+
+
+def test_views_show_the_picture_otherwise() -> None:
+    """Of the picture's size, on white, all different, and the same each time; the second has no colour, the third few."""
+    drawn = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    drawn.paste(Image.linear_gradient("L").resize((30, 20)).convert("RGBA"), (5, 10))
+    drawn.paste((200, 30, 30, 255), (20, 15, 30, 25))
+    views = views_of("e", "apple", schema.encode(drawn))
+    assert [view.image_id for view in views] == ["view_1/e", "view_2/e", "view_3/e"]
+    assert views == views_of("e", "apple", schema.encode(drawn))
+    pale, grey, flat = (np.asarray(schema.decode(view.image_id, view.png)).astype(int) for view in views)
+    assert pale.shape == grey.shape == flat.shape == (40, 60, 3)
+    assert all((view[0, 0] > 245).all() for view in (pale, grey, flat))
+    assert (grey.max(-1) == grey.min(-1)).all() and (pale.max(-1) > pale.min(-1)).any()
+    assert len(np.unique(flat.reshape(-1, 3), axis=0)) <= COLOURS
+    assert (grey[:, :30] > 250).sum() > (grey[:, 30:] > 250).sum()  # mirrored: what stood on the left stands on the right

@@ -185,7 +185,7 @@ def test_samples_and_traces_take_photos(vqa: Path, backbone) -> None:
     assert rows[1]["image_id"] not in others
     assert others and set(others).isdisjoint({row["image_id"], *(p["image_id"] for p in row["locality"])})
     nearest = pool.nearest(row, others)
-    samples = [dataclasses.asdict(s) for s in samples_of(row, others, nearest, "What is shown?", seed=0)]
+    samples = [dataclasses.asdict(s) for s in samples_of(row, [], others, nearest, "What is shown?", seed=0)]
     assert {s["kind"]: s["image_id"] for s in samples}["sample_nearest"] == nearest
     assert [s["kind"] for s in samples[:3]] == ["sample_positive"] * 3 and pool.picture(nearest) is None
     probes = probes_of(row, samples)

@@ -14,7 +14,7 @@ from stages.editing.fitting import fitted
 from stages.editing.optimise import Batch, judge, leads_by, optimise
 from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
-from tests.editors import PARTS, SETTINGS
+from tests.editors import settings_of
 from tests.rows import ROW, SAMPLES
 
 pytestmark = pytest.mark.usefixtures("letters")
@@ -42,10 +42,11 @@ def requests_of(readings: list[trace.Trial]) -> list[Request]:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_edit_made_beside_others_is_the_one_made_alone(name: str, backbone, examples, readings, tmp_path) -> None:
     """The same steps, loss and outcomes, over random batches of prompts and targets of several lengths."""
-    editor, own = module_of(name.split("-")[0]), SETTINGS[name.split("-")[0]] | PARTS.get(name, {})
-    own |= {"steps": 12} if "margin" in own or name == "wise" else {}
-    more = {"fitted": fitted(editor, backbone, examples, own, "test", tmp_path)} if hasattr(editor, "fit") else {}
-    requests, each = requests_of(readings), [own | {"seed": number} for number in range(len(ROWS))]
+    own = settings_of(name)
+    own = replace(own, steps=12) if hasattr(own, "margin") or name == "wise" else own
+    editor = module_of(name.split("-")[0])
+    more = {"fitted": fitted(editor, backbone, examples, vars(own), "test", tmp_path)} if hasattr(editor, "fit") else {}
+    requests, each = requests_of(readings), [replace(own, seed=number) for number in range(len(ROWS))]
     alone = [editor.edit(backbone, *pair, **more) for pair in zip(requests, each, strict=True)]
     told = [rows_of(backbone, one, edit) for one, edit in zip(readings, alone, strict=True)]
 
@@ -69,7 +70,7 @@ def rows_of(backbone, one: trace.Trial, edit: Edit) -> list[dict[str, object]]:
 
 
 def test_a_row_that_diverges_does_not_touch_its_neighbours(backbone, readings) -> None:
-    editor, own = module_of("balancedit"), SETTINGS["balancedit"]
+    editor, own = module_of("balancedit"), settings_of("balancedit")
     first, broken, third = requests_of(readings)[:3]
     broken = replace(broken, hidden=broken.hidden * float("nan"))
     made = editor.edit_batch(backbone, [first, broken, third], [own] * 3)

@@ -20,14 +20,14 @@ from stages.editing.trace import Trial, trace_edit, trace_edits
 from stages.editing.transform import Layer, Value
 from stages.editing.trunk import request_of, run_trunk
 from stages.params import UserError
-from stages.retention import retention
-from stages.retention.replay import replay
+from stages.sequences import retention
+from stages.sequences.replay import replay
 from stages.sequences import check, interference, planning, rollout
 from stages.sequences.chain import chain
 from stages.sequences.orders import orders, points
 from stages.sequences.probes import KEPT, outcomes, probe_sets, queries_of
 from tests.cells import PARAMS, SOURCE, make, method
-from tests.editors import PARTS, SETTINGS
+from tests.editors import settings_of
 from tests.rows import ROW, SAMPLES
 
 OTHER = ROW | {"edit_id": "colour-noise", "image_id": "noise", "target": "it", "generality_image_ids": ["red", "noise"]}
@@ -53,20 +53,21 @@ def approximately(row: dict[str, object]) -> dict[str, object]:
 @pytest.mark.parametrize("name", ["balancedit", "finetune", "grace"])
 def test_an_edit_that_goes_on_from_a_finished_one_begins_where_it_ended(backbone, name: str) -> None:
     request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
-    first = load_editor(name)(backbone, request, SETTINGS[name])
-    again = load_editor(name)(backbone, replace(request, start=first), SETTINGS[name])
+    settings = settings_of(name)
+    first = load_editor(name)(backbone, request, settings)
+    again = load_editor(name)(backbone, replace(request, start=first), settings)
     assert first.steps > 0 and again.reached and again.loss <= first.loss
-    assert again.steps == 0 or first.steps == SETTINGS[name]["steps"]
+    assert again.steps == 0 or first.steps == settings.steps
     kept = next(iter(again.added.values()), again.output)
     assert isinstance(kept, Difference | Layer | Value)
 
 
 @pytest.mark.parametrize("name", ["lora", "finetune-connector"])
 def test_edits_below_the_layer_go_on_from_each_other(backbone, name: str) -> None:
-    editor, settings = name.split("-")[0], SETTINGS[name.split("-")[0]] | PARTS.get(name, {})
+    editor, settings = name.split("-")[0], settings_of(name)
     request = request_of(run_trunk(backbone, ROW, probes_of(ROW, SAMPLES)), ROW)
     first = load_editor(editor)(backbone, request, settings)
-    again = load_editor(editor)(backbone, replace(request, start=first), settings | {"steps": 1, "lr": 1e-9})
+    again = load_editor(editor)(backbone, replace(request, start=first), replace(settings, steps=1, lr=1e-9))
     assert first.reached and first.steps > 0 and again.loss == pytest.approx(first.loss, rel=1e-4)
 
 
@@ -133,7 +134,7 @@ def test_few_probes_of_each_kind_are_asked_and_of_held_out_edits_for_locality_al
 def test_fewer_probes_have_the_same_outcomes(backbone, records: Records) -> None:
     cell = two(backbone, "balancedit", lr=1e-2)
     asked, states = probe_sets(cell)[0], cell.states(ROW)
-    edit = cell.editor.edit(backbone, request_of(states, ROW), cell.grid[0])
+    edit = cell.editor.edit(backbone, request_of(states, ROW), cell.editor.Settings(**cell.grid[0]))
     whole = trace_edit(backbone, ROW, cell.queries[ROW["edit_id"]], states, edit)
     some = asked.some([0, 2])
     assert some.labels() == [{"edit_id": ROW["edit_id"], "probe": 0}, {"edit_id": ROW["edit_id"], "probe": 2}]
@@ -155,7 +156,7 @@ def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backb
         told = table[(table["edit_id"] == edit) & (table["probe"] == probe) & (table["entry"] == other)]
         assert told["target_on"].notna().all() or row[other] >= row[edit]
     assert table["target_on"].notna().any()
-    with_new = cell.editor.edit(backbone, request_of(cell.states(OTHER), OTHER), cell.grid[0])
+    with_new = cell.editor.edit(backbone, request_of(cell.states(OTHER), OTHER), cell.editor.Settings(**cell.grid[0]))
     met = table[table["target_on"].notna() & (table["entry"] == OTHER["edit_id"])]
     for one, found in zip(met.itertuples(), outcomes(cell, with_new, [asked[0].some(met["probe"].tolist())]), strict=True):
         assert (one.target_on, one.same_on) == (found["target_on"], found["same_on"])

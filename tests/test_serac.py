@@ -13,7 +13,7 @@ from stages.editing.fitting import fitted
 from stages.editing.optimise import answer_states
 from stages.editing.size import size_of
 from stages.editing.trunk import request_of
-from tests.editors import SETTINGS, plain
+from tests.editors import SETTINGS, plain, settings_of
 
 pytestmark = pytest.mark.usefixtures("letters")
 
@@ -29,7 +29,7 @@ def test_the_scope_classifier_learns_how_far_is_inside(examples, monkeypatch: py
     """Rephrasings at distance 2 and other questions at 4: both outside under a factor of 1, then told apart."""
     place = {q: 2.0 for e in examples for q in e.row["rephrasings_train"]} | {e.row["question"]: 0.0 for e in examples}
     monkeypatch.setattr(sentences, "embed", lambda texts: torch.tensor([[place.get(text, 4.0)] for text in texts]))
-    scope = serac.fit_scope(examples, SETTINGS["serac"] | {"scope_steps": 300, "scope_lr": 0.05})
+    scope = serac.fit_scope(examples, settings_of("serac", scope_steps=300, scope_lr=0.05))
     at = torch.tensor([[0.0], [2.0], [4.0]])
     assert (serac.similarity(torch.tensor(1.0), at[0], at) > 0.5).tolist() == [True, False, False]
     assert (serac.similarity(scope, at[0], at) > 0.5).tolist() == [True, True, False]
@@ -47,8 +47,8 @@ def test_the_counterfactual_model_reads_the_edit_before_the_query(backbone, exam
 
 
 def test_serac_learns_the_targets_it_reads(backbone, examples, states, tmp_path) -> None:
-    settings = SETTINGS["serac"] | {"steps": 100, "lr": 1e-2, "rank": 8, "scale": 32.0}
-    learnt = fitted(serac, backbone, examples, settings, "test", tmp_path)
+    settings = settings_of("serac", steps=100, lr=1e-2, rank=8, scale=32.0)
+    learnt = fitted(serac, backbone, examples, vars(settings), "test", tmp_path)
     untrained = learnt | {"counterfactual": [torch.zeros_like(d) for d in learnt["counterfactual"]]}
     request = replace(request_of(examples[0].states, examples[0].row))
     before, after = (serac.edit(backbone, request, settings, known) for known in (untrained, learnt))
@@ -63,7 +63,7 @@ def test_in_a_sequence_a_query_goes_to_the_most_similar_edit_of_the_memory(backb
     learnt, last = fitted(serac, backbone, examples, SETTINGS["serac"], "test", tmp_path), None
     for example, target in zip((*examples, examples[0]), ("cat", "dog", "ox"), strict=True):
         request = request_of(example.states, example.row)
-        last = serac.edit(backbone, replace(request, start=last, answer=target), SETTINGS["serac"], learnt)
+        last = serac.edit(backbone, replace(request, start=last, answer=target), settings_of("serac"), learnt)
     prefixes = [last.recall(Query(text, "red")).prefix for text in ("Tell me!", "Which one is it?")]
     assert prefixes == [serac.reminder(backbone, *edit) for edit in (("Tell me?", "ox"), ("Which one?", "dog"))]
     assert len(last.recall.edits) == 3 and size_of(last, list(learnt["counterfactual"])) == 8 * len(last.prefix)

@@ -31,7 +31,7 @@ from stages.settings import Checkpoint
 from tests import cells, editors
 from tests.rows import ROW, SAMPLES
 
-PLAN = Plan("set", "llava-smollm2", "f", cells.method("ft"), declared("finetune"), [], [], [], [], [0], {})
+PLAN = Plan("set", "llava-smollm2", "f", cells.method("ft"), declared("finetune"), [], [], [], [], [0], {}, {}, [])
 ROWS = [ROW, ROW | {"edit_id": "other", "target": "it"}, ROW | {"edit_id": "noise", "image_id": "noise"}]
 
 
@@ -219,10 +219,10 @@ def test_networks_are_learnt_once_each(backbone, examples, letters, tmp_path: Pa
     hyper, learnt, fit = {k: v for k, v in editors.SETTINGS["serac"].items() if k != "seed"}, [], serac.fit
     made = cells.make(backbone, cells.method("serac", **hyper | {"lr": [1e-3, 1e-2]}))
     cell = replace(made, examples=examples, learnt=[example.row for example in examples])
-    monkeypatch.setattr(serac, "fit", lambda *given, part: learnt.append((part, given[2].get("lr"))) or fit(*given, part=part))
+    monkeypatch.setattr(serac, "fit", lambda *given, part: learnt.append((part, given[2].lr)) or fit(*given, part=part))
     team = Team.alone(cell)
     team.learn(cell.grid[:1], [5])
-    assert sorted(learnt) == [("counterfactual", 1e-3), ("scope", None)]
+    assert sorted(learnt) == [("counterfactual", 1e-3), ("scope", serac.Settings().lr)]
     team.learn(cell.grid, [5])
     assert sorted(learnt[2:]) == [("counterfactual", 1e-2)]
     cell.prepared(cell.grid[1] | {"seed": 5})

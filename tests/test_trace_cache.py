@@ -52,7 +52,8 @@ def told(study: Path, script: str) -> str:
 
 
 def codes(study: Path) -> dict[str, str]:
-    script = f"import json\nfrom stages import code\nprint(json.dumps({{e: code.of_editor(e) for e in {EDITORS}}}))"
+    made = "{e: code.of_editor(e, *code.adapters('llava'))" + f" for e in {EDITORS}}}"
+    script = f"import json\nfrom stages import code\nprint(json.dumps({made}))"
     return json.loads(told(study, script))
 
 
@@ -69,12 +70,14 @@ def test_an_editors_code_is_its_own_and_what_all_share(study: Path) -> None:
         return {editor for editor, one in codes(study).items() if one != before[editor]}
 
     assert len(set(before.values())) == len(before)
-    change(editing / "editors/balancedit.py", 'lr=one["lr"]', 'lr=2 * one["lr"]')
+    change(editing / "editors/balancedit.py", "lr=one.lr", "lr=2 * one.lr")
     assert changed() == {"balancedit"}
     change(editing / "editors/lora.py", "PROJECTIONS = (", "PROJECTIONS = 2 * (")
     assert changed() == {"balancedit", "lora", "serac"}
     (editing / "editors/another.py").write_text((editing / "editors/base.py").read_text())
     assert changed() == {"balancedit", "lora", "serac"}
+    change(study / "stages/backbone/adapters/smolvlm.py", "class Architecture(", "A = 1\n\n\nclass Architecture(")
+    assert changed() == {"balancedit", "lora", "serac"}  # another architecture's
     change(study / "stages/backbone/adapters/llava.py", "class Architecture(", "A = 1\n\n\nclass Architecture(")
     assert changed() == set(before)
 

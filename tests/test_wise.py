@@ -9,7 +9,7 @@ from stages.backbone.vlm import Query
 from stages.editing.editors import wise
 from stages.editing.fitting import fitted
 from stages.editing.trunk import request_of
-from tests.editors import SETTINGS, made
+from tests.editors import SETTINGS, made, settings_of
 from tests.rows import ROW
 
 pytestmark = pytest.mark.usefixtures("letters")
@@ -20,7 +20,7 @@ def test_activation_and_margins_by_hand() -> None:
     inputs = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [0.0, 1.0]]])
     mask = torch.tensor([[False, True, True]])
     assert wise.score(inputs, torch.tensor([[3.0, 0.0], [4.0, 0.0]]), mask).tolist() == [2.5]
-    settings = {"alpha": 5.0, "beta": 20.0, "gamma": 10.0}
+    settings = settings_of("wise", alpha=5.0, beta=20.0, gamma=10.0)
     assert wise.margins(torch.tensor(25.0), torch.tensor(4.0), settings) == 0
     assert wise.margins(torch.tensor(12.0), torch.tensor(8.0), settings) == (8 - 5) + (20 - 12) + (10 - 4)
 
@@ -43,7 +43,7 @@ def test_an_edit_is_held_apart_from_one_irrelevant_query(backbone, examples, sta
     monkeypatch.setattr(wise, "score", lambda inputs, *rest: seen.append(inputs) or score(inputs, *rest))
     for seed in range(6):
         seen = []
-        wise.edit(backbone, request, SETTINGS["wise"] | {"seed": seed, "steps": 40}, learnt)
+        wise.edit(backbone, request, settings_of("wise", seed=seed, steps=40), learnt)
         asked[seed] = {i for i, one in enumerate(learnt) if any(torch.equal(one["inputs"], inputs) for inputs in seen)}
     assert all(len(numbers) == 1 for numbers in asked.values()) and len(set.union(*asked.values())) > 1
 
@@ -56,12 +56,12 @@ def test_shards_are_merged_by_ties_by_hand() -> None:
 
 def test_a_sequence_trains_one_shard_and_then_another(backbone, examples, states, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(wise, "SHARD", 2)
-    settings = SETTINGS["wise"] | {"steps": 40}
-    learnt = fitted(wise, backbone, examples, settings, "test", tmp_path)
+    settings = settings_of("wise", steps=40)
+    learnt = fitted(wise, backbone, examples, vars(settings), "test", tmp_path)
     requests = [request_of(one, row) for one, row in [(states, ROW), *((e.states, e.row) for e in examples[:2])]]
     last, left = None, []
     for number, request in enumerate(requests):
-        last = wise.edit(backbone, replace(request, start=last), settings | {"seed": number}, learnt)
+        last = wise.edit(backbone, replace(request, start=last), replace(settings, seed=number), learnt)
         left.append(last.scores)
     first, second, third = left
     assert [len(side.shards) for side in left] == [1, 1, 2] and [side.edits for side in left] == [1, 2, 3]

@@ -205,6 +205,7 @@ def stamp_of(params: Params, name: str, folder: Path) -> dict[str, str]:
     asked += [ASSETS.with_suffix(".json").read_text(), *(path.read_text() for path in sorted(facts.iterdir()))]
     modules = ["stages.backbone.corpus", "stages.backbone.evaluate"]
     modules += [family(params, settings.training).__name__] if isinstance(settings, Embedded) else []
+    modules += pointers.adapters(folder)
     return {"made_from": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16], "code": code.digest(*modules)}
 
 

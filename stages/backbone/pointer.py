@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages import code
 from stages.params import UserError
 
 POINTER = "checkpoint.json"
@@ -23,6 +24,7 @@ class Pointer:
     quantization: str
     template: str | None
     digest: str
+    architecture: str | None = None  # the configuration's `model_type`; unknown to pointers of earlier versions
 
     @property
     def how(self) -> str:
@@ -38,6 +40,14 @@ def read(folder: Path) -> Pointer | None:
     if not (folder / "config.json").exists():
         raise UserError(f"backbone: {folder} holds no checkpoint; run the `backbone` stage first")
     return None
+
+
+def adapters(folder: Path) -> list[str]:
+    """The modules that say how an assembled backbone's architecture is edited."""
+    found = read(folder)
+    if found is not None:
+        return code.adapters(found.architecture)
+    return code.adapters(json.loads((folder / "config.json").read_text())["model_type"])
 
 
 def weights(folder: Path) -> str:

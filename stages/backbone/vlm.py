@@ -6,7 +6,8 @@ edit changes runs from the hidden states that enter ℓ (`tail`). Prompts are le
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ class Trunk:
     inputs: torch.Tensor | None  # [B, P, D]: the edited linear map's input, likewise
     final: torch.Tensor  # [B, D]: the last prompt position's, ready for the language head
     cache: DynamicCache
+    deep: dict[int, torch.Tensor] = field(default_factory=dict)  # other layers' `inputs` likewise, of those that were asked for
 
     def select(self, rows: torch.Tensor) -> "Trunk":
         """The part of the batch that the indices `rows` name, with keys and values of its own."""
-        part = self.prompts.select(rows)
-        return Trunk(part, self.hidden[rows], self.inputs[rows], self.final[rows], branch_off(self.cache, rows))
+        part, deep = self.prompts.select(rows), {layer: inputs[rows] for layer, inputs in self.deep.items()}
+        return Trunk(part, self.hidden[rows], self.inputs[rows], self.final[rows], branch_off(self.cache, rows), deep)
 
 
 class Backbone:
@@ -56,7 +58,7 @@ class Backbone:
         self.decoder, self.layer, self.fingerprint = adapter.decoder, layer, fingerprint
         if not 0 <= layer < len(self.decoder.layers):
             raise UserError(f"layer: {layer} is not a decoder layer; allowed: 0..{len(self.decoder.layers) - 1}")
-        self.edited: nn.Linear = self.decoder.layers[layer].get_submodule(adapter.linear)
+        self.edited = self.linear(layer)
         for entrance in (self.decoder, adapter.embed):
             entrance.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.end = tokenizer.convert_tokens_to_ids(adapter.end)
@@ -126,14 +128,16 @@ class Backbone:
         finally:
             self._features = kept
 
-    def image_features(self, queries: Sequence[Query], batch: int = 32) -> list[ImageFeatures | None]:
-        """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights."""
+    def image_features(self, queries: Sequence[Query]) -> list[ImageFeatures | None]:
+        """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights.
+
+        Pictures are shown one by one: the last digits of a sum depend on the batch, and a picture's tokens must not depend on
+        what else was shown.
+        """
         keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
-        new = [key for key in dict.fromkeys(keys) if key is not None and key not in self._features]
-        for start in range(0, len(new), batch):
-            part = new[start : start + batch]
-            shown = self.adapter.show([self._images[i] for i, _ in part], [question for _, question in part])
-            self._features.update(zip(part, shown, strict=True))
+        for key in dict.fromkeys(keys):
+            if key is not None and key not in self._features:
+                self._features[key] = self.adapter.show([self._images[key[0]]], [key[1]])[0]
         return [key and self._features[key] for key in keys]
 
     def prompts(self, queries: Sequence[Query]) -> Prompts:
@@ -147,9 +151,11 @@ class Backbone:
     # -- the trunk, once ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _watch(self, keep: bool) -> Iterator[dict[str, torch.Tensor]]:
-        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`), if they are to be kept."""
-        seen: dict[str, torch.Tensor] = {}
+    def _watch(self, keep: bool, layers: Sequence[int] = ()) -> Iterator[dict[str | int, torch.Tensor]]:
+        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`), if they are to be kept, and
+        that of the same map in other `layers`, by their number.
+        """
+        seen: dict[str | int, torch.Tensor] = {}
         if not keep:
             yield seen
             return
@@ -157,37 +163,49 @@ class Backbone:
         def entering(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             seen["hidden"] = (args[0] if args else kwargs["hidden_states"]).cpu()
 
-        def feeding(_module: nn.Module, args: tuple) -> None:
-            seen["inputs"] = args[0].cpu().reshape(*seen["hidden"].shape[:2], -1)  # OPT flattens batch and positions here
+        def feeding(_module: nn.Module, args: tuple, name: str | int = "inputs") -> None:
+            seen[name] = args[0].cpu()
 
         hooks = [
             self.decoder.layers[self.layer].register_forward_pre_hook(entering, with_kwargs=True),
             self.edited.register_forward_pre_hook(feeding),
+            *(self.linear(layer).register_forward_pre_hook(partial(feeding, name=layer)) for layer in layers),
         ]
         try:
             yield seen
         finally:
             for hook in hooks:
                 hook.remove()
+        for name in seen.keys() - {"hidden"}:  # OPT flattens batch and positions there
+            seen[name] = seen[name].reshape(*seen["hidden"].shape[:2], -1)
+
+    def linear(self, layer: int) -> nn.Linear:
+        """The linear map of a decoder layer that would be edited there."""
+        return self.decoder.layers[layer].get_submodule(self.adapter.linear)
 
     @torch.no_grad()
-    def prefill(self, prompts: Prompts, past: DynamicCache | None = None, keep: bool = True) -> Trunk:
+    def prefill(self, prompts: Prompts, past: DynamicCache | None = None, keep: bool = True, layers: Sequence[int] = ()) -> Trunk:
         """Run the model over a batch of prompts, keeping keys and values for `extend`.
 
         They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place. What
-        prompts have in common (`Prompts.shared`) runs once. Without `keep`, hidden states and edited inputs are not.
+        prompts have in common (`Prompts.shared`) runs once. Without `keep`, hidden states and edited inputs are not; with it,
+        those of other `layers` are kept too.
         """
         if prompts.shared is not None and past is None and not self._rows_fixed:
             begin, rest, groups = prompts.split()
-            first = self.prefill(begin, keep=keep)
-            then = self.prefill(rest, branch_off(first.cache, groups), keep)
+            first = self.prefill(begin, None, keep, layers)
+            then = self.prefill(rest, branch_off(first.cache, groups), keep, layers)
+
+            def whole(begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+                return torch.cat([begin[groups], end], 1)
+
             if keep:
-                then.hidden = torch.cat([first.hidden[groups], then.hidden], 1)
-                then.inputs = torch.cat([first.inputs[groups], then.inputs], 1)
+                then.hidden, then.inputs = whole(first.hidden, then.hidden), whole(first.inputs, then.inputs)
+                then.deep = {layer: whole(first.deep[layer], inputs) for layer, inputs in then.deep.items()}
             return replace(then, prompts=prompts)
         cache = DynamicCache(config=self.decoder.config) if past is None else past
         new = prompts.embeds.shape[1]
-        with self._watch(keep) as seen:
+        with self._watch(keep, layers) as seen:
             out = self.decoder(
                 inputs_embeds=prompts.embeds,
                 attention_mask=self.adapter.attention(prompts.mask.to(self.device), prompts.mask.shape[1])[:, :, -new:],
@@ -195,7 +213,8 @@ class Backbone:
                 past_key_values=cache,
                 use_cache=True,
             )
-        return Trunk(prompts, seen.get("hidden"), seen.get("inputs"), out.last_hidden_state[:, -1], cache)
+        deep = {layer: seen[layer] for layer in layers if layer in seen}
+        return Trunk(prompts, seen.get("hidden"), seen.get("inputs"), out.last_hidden_state[:, -1], cache, deep)
 
     @torch.no_grad()
     def extend(

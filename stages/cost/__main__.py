@@ -128,7 +128,7 @@ def timed(
     for row in (rows[0], *rows):
         request = request_of(cell.states(row), row)
         begin = time.perf_counter()
-        edits.append(make(cell.backbone, request, {**hyper, "seed": 0}))
+        edits.append(make(cell.backbone, request, cell.editor.Settings(**hyper)))
         taken.append(time.perf_counter() - begin)
     return edits[1:], taken[1:]
 

@@ -39,7 +39,7 @@ def optimisation(cell: Cell, hyper: Mapping[str, Any], row: Mapping[str, Any]) -
     requests = {name: request_at(view, row) for name, view in views.items()}
 
     def make(name: str) -> None:
-        edits[name] = cell.editor.edit(views[name], requests[name], {**hyper, "seed": 0})
+        edits[name] = cell.editor.edit(views[name], requests[name], cell.editor.Settings(**hyper))
 
     seconds = measure({name: partial(make, name) for name in views}, 1)
     return {name: float(taken[0]) for name, taken in seconds.items()} | {f"{n}_loss": edit.loss for n, edit in edits.items()}

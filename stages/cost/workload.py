@@ -85,8 +85,10 @@ def read_examples(cell: Cell, _settings: object) -> None:
 def train(cell: Cell, settings: Asked) -> None:
     """A training, to its last step."""
     more = {"part": "counterfactual"} if hasattr(cell.editor, "PARTS") else {}
+    seeded = any(one.name == "seed" for one in fields(cell.editor.Settings))  # earlier editors take a dict
+    given = cell.editor.Settings(**settings) if seeded else settings
     with tempfile.TemporaryDirectory() as folder:
-        cell.editor.fit(cell.backbone, cell.examples, settings, Path(folder) / "fit.pt", **more)
+        cell.editor.fit(cell.backbone, cell.examples, given, Path(folder) / "fit.pt", **more)
 
 
 def side_by_side(params: Params, plan: Plan, ask: Callable[..., list[Any]]) -> tuple[Callable[..., Any], int]:

@@ -29,12 +29,13 @@ from stages.editing.trunk import States, request_of
 from stages.editing.trunk_cache import TrunkCache
 from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
-from stages.settings import Embedded
+from stages.sections import Hyper, refuse
+from stages.settings import CONNECTOR, Embedded
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 
 Traced = dict[str, Any]
-Makes = Callable[[Sequence[Request], Sequence[Mapping[str, Any]]], list[Edit]]
+Makes = Callable[[Sequence[Request], Sequence[Hyper]], list[Edit]]
 Asks = Callable[[Row, Sequence[Row]], list[Probe]]
 
 
@@ -63,9 +64,12 @@ class Cell(Plan):
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
         if isinstance(settings, Embedded):  # a real checkpoint has a device_map of its own
             place(opened.model, params.device)
+        for name, key in params.keys.items():
+            if key.where != CONNECTOR and key.where >= (layers := len(opened.decoder.layers)):
+                raise refuse(f"keys.{name}.where", key.where, f"{CONNECTOR}, or a decoder layer, 0..{layers - 1}")
         opened.add_pictures(pictures)
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
-        trunk = TrunkCache(opened, digests, CACHE / plan.backbone_name, int(params.cache * 2**30), params.batch)
+        trunk = TrunkCache(opened, digests, CACHE / plan.backbone_name, int(params.cache * 2**30), params.batch, params.keys)
         examples = [Example(row, training[row["edit_id"]], partial(trunk.states, row)) for row in plan.learnt]
         whole = vars(plan) | {"editor": module_of(plan.method.editor)}
         return cls(**whole, backbone=opened, queries=queries, examples=examples, trunk=trunk, batch=params.batch)
@@ -93,7 +97,7 @@ class Cell(Plan):
     ) -> list[Edit]:
         """Some edits, which go on from `start` where there is one: side by side where the editor can."""
         requests = [replace(request_of(self.states(row), row), start=start) for row in rows]
-        settings = [{**hyper, "seed": derive_seed(seed, "edit", row["edit_id"])} for row in rows]
+        settings = [self.editor.Settings(**hyper, seed=derive_seed(seed, "edit", row["edit_id"])) for row in rows]
         return make(requests, settings)
 
     def key_bytes(self, states: States) -> int:
@@ -128,7 +132,8 @@ class Cell(Plan):
     @cached_property
     def learns(self) -> str:
         """What a training depends on beside settings, backbone and train edits: code and pictures."""
-        return json.dumps([code.digest(code.module_name(self.method.editor), "stages.editing.fitting"), self.trunk.pictures])
+        by = code.digest(code.module_name(self.method.editor), "stages.editing.fitting", *self.adapters)
+        return json.dumps([by, self.trunk.pictures])
 
     @cached_property
     def weights(self) -> str:
@@ -202,7 +207,7 @@ def learn(cell: Cell, network: Network) -> None:
 
 
 def make_edits(
-    editor: ModuleType, backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]], **more: Any
+    editor: ModuleType, backbone: Backbone, requests: Sequence[Request], settings: Sequence[Hyper], **more: Any
 ) -> list[Edit]:
     """An editor's edits of some requests, side by side where it can, else one by one. One that diverges changes nothing."""
     if hasattr(editor, "edit_batch"):

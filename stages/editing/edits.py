@@ -1,9 +1,9 @@
 """The interface every editor implements, and the optimisation loop that they share.
 
-An editor is a module of `stages/editing/editors`: `Settings`, a dataclass of its hyper-parameters (`stages.params.entry` fields),
-and `edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see
+An editor is a module of `stages/editing/editors`: `Settings`, a dataclass of its hyper-parameters (a `stages.sections.Hyper` with
+`entry` fields), and `edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see
 `stages.editing.fitting`); its `edit` takes what that returned as a fourth argument. Three flags say more. `STOCHASTIC = True`:
-edits depend on `settings["seed"]`, and are repeated with every seed. `SEQUENTIAL = True`: an edit can go on from another, in a
+edits depend on `settings.seed`, and are repeated with every seed. `SEQUENTIAL = True`: an edit can go on from another, in a
 sequence without a codebook. `MEMORY_BASED = True`: both are then kept. The backbone's own weights are never written to: hooks
 apply an `Edit`.
 

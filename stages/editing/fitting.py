@@ -101,7 +101,7 @@ def learnt_part(
         return None
     cache.mkdir(parents=True, exist_ok=True)
     checkpoint, more = path.with_suffix(".part.pt"), {"part": part} if part else {}
-    state = editor.fit(backbone, examples, some, checkpoint, **more)
+    state = editor.fit(backbone, examples, editor.Settings(**some), checkpoint, **more)
     with write_atomically(path) as temporary:
         torch.save(state, temporary)
     checkpoint.unlink(missing_ok=True)

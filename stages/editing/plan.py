@@ -16,7 +16,7 @@ from stages.backbone import pointer
 from stages.editing.declared import declared
 from stages.okedit.schema import decode, made, of_split, read_edits, read_images, read_table, shown
 from stages.params import Params, UserError
-from stages.settings import Method
+from stages.settings import Method, Place
 
 Row = Mapping[str, Any]
 ENCODER = "stages.editing.sentences"  # what reads the sentence encoder's weights
@@ -60,6 +60,11 @@ class Source:
         folder = Path("data/backbones") / settings.name
         return self._once("backbone", backbone, read=lambda: pointer.fingerprint(folder, settings.layer))
 
+    def adapters(self, backbone: str) -> Sequence[str]:
+        """The modules that say how an assembled backbone is edited."""
+        folder = Path("data/backbones") / self.params.backbone(backbone).name
+        return self._once("adapters", backbone, read=lambda: pointer.adapters(folder))
+
     def encoder(self) -> str:
         """A digest of the sentence encoder's weights."""
         return self._once("encoder", read=lambda: pointer.weights(MINILM))
@@ -82,6 +87,8 @@ class Plan:
     samples: Sequence[Row]
     seeds: Sequence[int]
     asked: Mapping[str, int]  # how many probes of a kind an edit is asked, all where it is not named
+    keys: Mapping[str, Place]  # those that are read beside the edited layer's
+    adapters: Sequence[str]  # modules that say how the backbone is edited
 
     @classmethod
     def of(
@@ -97,14 +104,15 @@ class Plan:
         chosen, built, source = params.method(method), params.dataset(dataset).name, source or Source(params)
         params.backbone(backbone)
         editor = declared(chosen.editor)
-        grid = [asdict(one) for one in chosen.grid(editor.Settings)]
+        grid = [{k: v for k, v in asdict(one).items() if k != "seed"} for one in chosen.grid(editor.Settings)]
         rows = made(source.edits(built), params.edits) if rows is None else rows
         if len(grid) > 1 and not any(row["split"] == "dev" for row in rows):
             raise UserError(f"methods.{method}: {len(grid)} settings to choose from need dev edits; allowed: one value each")
         learnt = of_split(source.edits(built), "train")[: params.edits.train] if hasattr(editor, "fit") else []
         seeds = sorted(params.seeds.values())[: chosen.seeds if getattr(editor, "STOCHASTIC", False) else 1]
         fingerprint, samples = source.fingerprint(backbone), source.samples(built)
-        return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds, params.edits.probes)
+        asked = params.edits.probes, params.keys, source.adapters(backbone)
+        return cls(dataset, backbone, fingerprint, chosen, editor, grid, rows, learnt, samples, seeds, *asked)
 
     @property
     def name(self) -> str:
@@ -120,7 +128,7 @@ class Plan:
     @property
     def code(self) -> str:
         """A digest of the code that decides what an edit does."""
-        return code.of_editor(self.method.editor)
+        return code.of_editor(self.method.editor, *self.adapters)
 
     def made_from(self, source: Source, rows: Sequence[Row], seeds: Sequence[int], *more: object) -> str:
         """A digest of what some of the edits, and `more` that is asked of them, depend on, but for settings, code and device."""
@@ -129,7 +137,8 @@ class Plan:
         images = {one["image_id"] for one in samples}.union(*map(shown, [*rows, *self.learnt])) - {None}
         pixels = {image_id: source.pixels(self.dataset, image_id) for image_id in sorted(images)}
         encoder = source.encoder() if ENCODER in code.closure(code.module_name(self.method.editor)) else ""
-        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, self.asked, *more]
+        keys = {name: asdict(key) for name, key in self.keys.items()}
+        text = [self.fingerprint, encoder, self.method.editor, seeds, rows, samples, self.learnt, pixels, self.asked, keys, *more]
         return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:16]
 
 

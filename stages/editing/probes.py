@@ -8,6 +8,7 @@ from typing import Any
 from stages.backbone.vlm import Query
 
 GENERALITY = ("edit", "text_generality", "image_generality", "joint_generality")
+POSITIVE = ("sample_positive", "sample_view")  # samples that the edit must reach
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ It is the same for every method and radius. It is computed once per (backbone, l
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ import torch
 from stages.backbone.prompts import SPANS, Query
 from stages.backbone.vlm import Backbone, Trunk, mean_over
 from stages.editing.edits import Request
-from stages.editing.probes import GENERALITY, Probe
+from stages.editing.probes import GENERALITY, POSITIVE, Probe
+from stages.settings import CONNECTOR, Place
 
 ANSWER_LIMIT = 12  # tokens of a greedy answer
 READ = 256  # positions that the language head reads at a time
@@ -47,7 +49,7 @@ class States:
     tokens: torch.Tensor  # [N, W] that are fed
     fed: torch.Tensor  # [N, W, D] states that enter layer ℓ
     branches: torch.Tensor  # [N, W] numbers of the branches, 0 where nothing is fed
-    phi: dict[str, torch.Tensor]  # span → [queries, D], NaN where the span does not exist; the edit's own is the first
+    phi: dict[str, torch.Tensor]  # span or name of a key → [queries, D], NaN where it does not exist; the edit's own is the first
     answers: list[str]  # N greedy answers of the unedited model
     target: Candidates  # what the edit wants: the target, for hops their answer after the edit
     same: Candidates  # the unedited model's own greedy answer
@@ -91,8 +93,13 @@ class Reading:
     phi: dict[str, torch.Tensor]  # span → [D]
 
 
-def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
-    """The unedited model over all queries of an edit; their pictures must have been added to the backbone."""
+def run_trunk(
+    backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe], keys: Mapping[str, Place] = MappingProxyType({})
+) -> States:
+    """The unedited model over all queries of an edit, whose pictures must have been added to the backbone. `keys` are those that
+    are read beside the edited layer's.
+    """
+    layers = sorted({key.where for key in keys.values()} - {CONNECTOR})
     found: dict[int, Reading] = {}
     for shown in (True, False):  # prompts with a picture and without differ much in length
         some = [i for i, probe in enumerate(probes) if (probe.image_id is not None) == shown]
@@ -102,13 +109,13 @@ def run_trunk(backbone: Backbone, row: Mapping[str, Any], probes: Sequence[Probe
         size = max(1, backbone.positions_at_once // prompts.mask.shape[1])
         for start in range(0, len(some), size):
             rows = some[start : start + size]
-            trunk = backbone.prefill(prompts.select(slice(start, start + size)))
-            found |= zip(rows, readings(backbone, trunk, [probes[i] for i in rows], row["target"]), strict=True)
+            trunk = backbone.prefill(prompts.select(slice(start, start + size)), layers=layers)
+            found |= zip(rows, readings(backbone, trunk, [probes[i] for i in rows], row["target"], keys), strict=True)
     return gathered(backbone, [found[i] for i in range(len(probes))], sum(not p.is_sample for p in probes))
 
 
 @torch.no_grad()
-def readings(backbone: Backbone, trunk: Trunk, probes: Sequence[Probe], target: str) -> list[Reading]:
+def readings(backbone: Backbone, trunk: Trunk, probes: Sequence[Probe], target: str, keys: Mapping[str, Place]) -> list[Reading]:
     """What the trunk says of some queries, whose prompts it has read."""
     wanted = []
     for probe, own in zip(probes, backbone.greedy(trunk, ANSWER_LIMIT), strict=True):
@@ -121,6 +128,9 @@ def readings(backbone: Backbone, trunk: Trunk, probes: Sequence[Probe], target: 
     hidden, inputs, final = extended(backbone, trunk, fed, branches)
     argmax, best = read(backbone, final, columns_of(branches), ranked(probes, [places[2] for _, _, places in laid], branches))
     phi = {span: mean_over(trunk.inputs, trunk.prompts.spans[span]) for span in SPANS}
+    for name, key in keys.items():
+        read_at = trunk.prompts.embeds.cpu() if key.where == CONNECTOR else trunk.deep[key.where]
+        phi[name] = mean_over(read_at, trunk.prompts.spans[key.span])
     # The authors' released code averages over the gold answer too: the target where the edit must reach, elsewhere the truth.
     gold = torch.zeros_like(branches, dtype=torch.bool)
     for one, probe, (_, _, places) in zip(gold, probes, laid, strict=True):
@@ -137,7 +147,7 @@ def readings(backbone: Backbone, trunk: Trunk, probes: Sequence[Probe], target: 
 
 def must_reach(probe: Probe) -> bool:
     """Whether the edit must give its target here: its queries, and its positive samples."""
-    return probe.kind in GENERALITY or probe.kind == "sample_positive"
+    return probe.kind in GENERALITY or probe.kind in POSITIVE
 
 
 def lay_out(answers: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:

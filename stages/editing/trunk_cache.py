@@ -21,12 +21,13 @@ from stages.backbone.vlm import Backbone
 from stages.editing.probes import Probe
 from stages.editing.trunk import Candidates, States, run_trunk
 from stages.params import write_atomically
+from stages.settings import Place
 
 
 @dataclass
 class TrunkCache:
     """What the trunk of one backbone says. `pictures` maps the id of a picture to a digest of it; `limit` is in bytes, 0: nothing
-    is written; the last `recent` states are also kept in memory.
+    is written; the last `recent` states are also kept in memory. `keys` are those read beside the edited layer's.
     """
 
     backbone: Backbone
@@ -34,6 +35,7 @@ class TrunkCache:
     folder: Path  # of this backbone, whatever its weights
     limit: int
     recent: int = 8
+    keys: Mapping[str, Place] = field(default_factory=dict)
     _held: OrderedDict[str, States] = field(default_factory=OrderedDict, init=False, repr=False)
 
     def states(self, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
@@ -52,8 +54,11 @@ class TrunkCache:
 
     def _key(self, row: Mapping[str, Any], probes: Sequence[Probe]) -> str:
         shown = {p.image_id: self.pictures[p.image_id] for p in probes if p.image_id is not None}
-        text = json.dumps([self.backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown], sort_keys=True)
-        return hashlib.sha256((code.digest("stages.editing.trunk") + text).encode()).hexdigest()[:24]
+        keys = {name: asdict(key) for name, key in self.keys.items()}
+        made_from = [self.backbone.fingerprint, row["target"], [asdict(p) for p in probes], shown, keys]
+        text = json.dumps(made_from, sort_keys=True)
+        by = code.digest("stages.editing.trunk", type(self.backbone.adapter).__module__)
+        return hashlib.sha256((by + text).encode()).hexdigest()[:24]
 
     def _read(self, key: str) -> States | None:
         path = self._place / f"{key}.pt"
@@ -66,7 +71,7 @@ class TrunkCache:
         return unpacked(states)
 
     def _computed(self, key: str, row: Mapping[str, Any], probes: Sequence[Probe]) -> States:
-        states = run_trunk(self.backbone, row, probes)
+        states = run_trunk(self.backbone, row, probes, self.keys)
         if self.limit:
             self._place.mkdir(parents=True, exist_ok=True)
             with write_atomically(self._place / f"{key}.pt") as temporary:

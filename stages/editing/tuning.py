@@ -67,7 +67,7 @@ def tried(team: Team, records: Records) -> pd.DataFrame:
     table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)
     table["tied"] = scores.tied(np.stack(parts), int(table["hm"].argmax()))
     published = asdict(module_of(plan.method.editor).Settings())
-    far = [sum(hyper[name] != published[name] for name in published) for hyper in plan.grid]
+    far = [sum(value != published[name] for name, value in hyper.items()) for hyper in plan.grid]
     ranked = table[table["tied"]].assign(far=np.array(far)[table["tied"]], worse=-table["hm"])
     best = ranked.sort_values(["steps", "far", "worse"], kind="stable").index[0]
     return table.assign(chosen=table.index == best)[COLUMNS]

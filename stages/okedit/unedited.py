@@ -18,6 +18,7 @@ from stages.okedit.schema import read_table, write_table
 from stages.params import write_atomically
 
 FOLDER = Path("reports/unedited")
+MODULES = (__name__, *code.adapters(None))  # whose code gives the answers
 COLUMNS = ("model", "question", "pixels", "answer")
 ANSWER_LIMIT = 12  # tokens of a greedy answer
 Key = tuple[str, str]  # a question, and a digest of the picture that it is asked about
@@ -84,7 +85,7 @@ def recalled(dataset: str, models: Sequence[tuple[str, Callable[[], Backbone]]])
     """Backbones, each a digest of its weights and what opens it, with what Git has of their answers to a dataset's questions."""
     table, stamp = FOLDER / f"{dataset}.parquet", FOLDER / f"{dataset}.json"
     rows = read_table(table).to_pylist() if table.exists() and stamp.exists() else []
-    sure = not rows or json.loads(stamp.read_text(encoding="utf-8"))["code"] == code.digest(__name__)
+    sure = not rows or json.loads(stamp.read_text(encoding="utf-8"))["code"] == code.digest(*MODULES)
     known = {model: {(r["question"], r["pixels"]): r["answer"] for r in rows if r["model"] == model} for model, _ in models}
     backbones: list[Unedited] = []
     after = partial(keep, dataset, backbones, whole=False)
@@ -100,4 +101,4 @@ def keep(dataset: str, backbones: Sequence[Unedited], whole: bool = True) -> Non
     if not whole and not all(one.sure for one in backbones):
         return  # some are still to be checked: the stamp of the code that gave them stays
     with write_atomically(FOLDER / f"{dataset}.json") as temporary:
-        temporary.write_text(json.dumps({"code": code.digest(__name__), "answers": len(rows)}, indent=2) + "\n")
+        temporary.write_text(json.dumps({"code": code.digest(*MODULES), "answers": len(rows)}, indent=2) + "\n")

@@ -11,7 +11,8 @@ from stages.report.markup import Table, TableCell
 from stages.report.names import count, need, ordered, pairs, where
 
 POSITIVE = "positive"
-KINDS = {POSITIVE: "rephrased question"} | names.NEGATIVES
+POSITIVES = {POSITIVE: "rephrased question", "view": "view of the picture"}
+KINDS = POSITIVES | names.NEGATIVES
 EDIT = ["dataset", "backbone", "edit_id"]
 
 
@@ -81,4 +82,4 @@ def _edits(samples: pd.DataFrame) -> str:
 
 
 def _look(kind: str) -> tuple[str, str]:
-    return (COLOURS[0], "") if kind == POSITIVE else (COLOURS[1], "////")
+    return (COLOURS[0], "") if kind in POSITIVES else (COLOURS[1], "////")

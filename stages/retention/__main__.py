@@ -17,7 +17,7 @@ from stages.editing.conflicts import RULES
 from stages.editing.declared import declared
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, UserError, derive_seed, load, run
-from stages.retention import retention
+from stages.sequences import retention
 from stages.scoring import routing
 from stages.scoring.scope import settled
 from stages.sequences import cache

@@ -16,6 +16,7 @@ from stages.okedit.schema import IMAGES, in_sequence, made, read_edits, read_ima
 from stages.params import UserError, load, run
 from stages.samples.generate import noise_picture, plain_pictures, samples_of
 from stages.samples.pools import Drawings, Photos, Pool, other_question, shown_elsewhere
+from stages.samples.views import views_of
 
 DRAWN = ("embedded", "evqa")  # sources whose pictures are the drawings of data/assets
 
@@ -30,21 +31,23 @@ def main() -> None:
     edits, facts = read_edits(built), knowledge.load()
     first, after = made(edits, params.edits), in_sequence(edits, params.edits, params.sequence.edits)
     rows = list({row["edit_id"]: row for row in [*first, *after]}.values())
+    shown = read_images(built / "images.parquet")
     pool: Pool
     if dataset.source in DRAWN:
         pool = Drawings(facts, Path("data/assets"))
     else:
         name, settings = next(iter(params.edited.items()))
         backbone = Backbone.open(Path("data/backbones") / name, settings.layer)
-        pool = Photos(rows, read_images(built / "images.parquet"), backbone)
+        pool = Photos(rows, shown, backbone)
     elsewhere = shown_elsewhere(edits)
     samples, pictures = [], {p.image_id: p for p in plain_pictures()}
     for row in tqdm(rows, desc=f"samples {dataset.name}"):
         others = pool.others(row, elsewhere[row["split"]])
-        found = samples_of(row, others, pool.nearest(row, others), other_question(row, facts), params.seed)
+        own = [*views_of(row["edit_id"], row["image_id"], shown[row["image_id"]]), noise_picture(row["edit_id"], params.seed)]
+        pictures |= {picture.image_id: picture for picture in own}
+        views, nearest = [view.image_id for view in own[:-1]], pool.nearest(row, others)
+        found = samples_of(row, views, others, nearest, other_question(row, facts), params.seed)
         samples += found
-        noise = noise_picture(row["edit_id"], params.seed)
-        pictures[noise.image_id] = noise
         for image_id in {s.image_id for s in found} - pictures.keys():
             if picture := pool.picture(image_id):
                 pictures[image_id] = picture

@@ -1,7 +1,8 @@
 """Samples of an edit (Guo et al., section 4.2): what it must reach and what it must not, made without extra training data.
 
-Positive: the same picture with a rephrased question. Negative: a picture that shows nothing of the edit (all black in the
-paper) with the original question. The alternatives are for the ablation over negative samples.
+Positive: the same picture with a rephrased question, and beyond the paper the same question about views of the picture. Negative:
+a picture that shows nothing of the edit (all black in the paper) with the original question. The alternatives are for the
+ablation over negative samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,11 +41,13 @@ def noise_picture(edit_id: str, seed: int) -> Picture:
     return Picture(f"noise/{edit_id}", "", "", encode(Image.fromarray(pixels)))
 
 
-def samples_of(row: Mapping[str, Any], others: Sequence[str], nearest: str, another_question: str, seed: int) -> list[Sample]:
+def samples_of(
+    row: Mapping[str, Any], views: Sequence[str], others: Sequence[str], nearest: str, another_question: str, seed: int
+) -> list[Sample]:
     """All samples of one edit.
 
-    `others` are the ids of pictures of other things, which no probe asks the edit's question about; `nearest` is the most alike
-    of them.
+    `views` are ids of views of its picture, `others` of pictures of other things, which no probe asks the edit's question about;
+    `nearest` is the most alike of them.
     """
     rng = np.random.default_rng(derive_seed(seed, "samples", row["edit_id"]))
     negatives = {
@@ -55,5 +58,6 @@ def samples_of(row: Mapping[str, Any], others: Sequence[str], nearest: str, anot
         "nearest": nearest,
     }
     samples = [Sample(row["edit_id"], "sample_positive", q, row["image_id"]) for q in row["rephrasings_train"]]
+    samples += [Sample(row["edit_id"], "sample_view", row["question"], image) for image in views]
     samples += [Sample(row["edit_id"], f"sample_{k}", row["question"], image) for k, image in negatives.items()]
     return [*samples, Sample(row["edit_id"], "sample_other_question", another_question, row["image_id"])]

@@ -41,7 +41,7 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
     made = Plan.of(params, dataset, backbone, name, rows, source)
     asked = [size.edits, *rolled, size.orders, size.at, size.probes]
     digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
-    by = code.of_editor(method.editor, "stages.sequences.chain")
+    by = code.of_editor(method.editor, "stages.sequences.chain", *made.adapters)
     settings = Stamp.read(traces.STAMPS / f"{made.name}.json").settings
     there = cache.KEPT / made.name
     return made, Planned(digest, by, params.device, settings, None, **traces.stamped(there / cache.STAMP, *cache.files(there)))

@@ -5,9 +5,8 @@ depend on it: they are distances in the trace (`stages.editing.trace`), turned i
 `stages.scoring.routing`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -15,13 +14,13 @@ from stages.backbone.vlm import Backbone
 from stages.editing.edits import Edit, Request
 from stages.editing.optimise import Batch, judge, leads_by, optimise
 from stages.editing.transform import Layer, compress, whole
-from stages.sections import count, entry, number
+from stages.sections import Hyper, count, entry, number
 
 SEQUENTIAL = True  # an edit can go on from another, as in the released code, which has one copy for all
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """Adam's learning rate, most steps, by how many logits each target token must lead, and the least rank that is kept of the
     copy's difference (0: the whole copy).
     """
@@ -32,24 +31,24 @@ class Settings:
     rank: int = entry(count(0), default=0)
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings) -> Edit:
     """Fine-tune a copy of the layer with Adam until the target is exact by `margin` logits, at most `steps` steps
     (section 4.3).
     """
     return edit_batch(backbone, [request], [settings])[0]
 
 
-def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Settings]) -> list[Edit]:
     """The edits of several requests, each with a copy of its own."""
     start, one = backbone.weight, settings[0]
     begun = [[start if request.start is None else whole(request.start.output, start)] for request in requests]
     found = optimise(
         backbone, requests, lambda copies: Edit(Layer(copies[0], backbone.bias)), begun,
-        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+        lr=one.lr, steps=one.steps, stop=leads_by(one.margin),
     )  # fmt: skip
-    if not one["rank"]:
+    if not one.rank:
         return found
-    return [compressed(backbone, *pair, one["rank"]) for pair in zip(requests, found, strict=True)]
+    return [compressed(backbone, *pair, one.rank) for pair in zip(requests, found, strict=True)]
 
 
 @torch.no_grad()

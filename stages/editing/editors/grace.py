@@ -5,9 +5,8 @@ The key is the edited linear map's input at the last prompt token and the radius
 `methods.grace.radius`). The value starts at random and is trained with Adam, as in the authors' code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,13 +14,13 @@ from stages.backbone.vlm import Backbone
 from stages.editing.edits import Edit, Request
 from stages.editing.optimise import leads_by, optimise
 from stages.editing.transform import Value
-from stages.sections import count, entry, number, one_of
+from stages.sections import Hyper, count, entry, number, one_of
 
 STOCHASTIC = True  # an edit depends on the seed
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """Adam's learning rate, most steps, the margin that ends them, and at which positions the value stands."""
 
     lr: float = entry(number(above=0), default=1.0)
@@ -30,23 +29,23 @@ class Settings:
     replace: str = entry(one_of("last", "prompt", "all"), default="all")
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings) -> Edit:
     """Learn one value [out] that makes the target exact by `margin` logits, in at most `steps` steps."""
     return edit_batch(backbone, [request], [settings])[0]
 
 
-def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Settings]) -> list[Edit]:
     """The edits of several requests, each with a value of its own."""
     one, begun = settings[0], [[start(backbone, *pair)] for pair in zip(requests, settings, strict=True)]
     return optimise(
-        backbone, requests, lambda values: Edit(Value(values[0], one["replace"])), begun,
-        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+        backbone, requests, lambda values: Edit(Value(values[0], one.replace)), begun,
+        lr=one.lr, steps=one.steps, stop=leads_by(one.margin),
     )  # fmt: skip
 
 
-def start(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> torch.Tensor:
+def start(backbone: Backbone, request: Request, settings: Settings) -> torch.Tensor:
     """The value [out] that training starts from: that of an earlier edit, or a random one."""
     if request.start is not None:
         return request.start.output.value
-    generator = torch.Generator().manual_seed(settings["seed"])
+    generator = torch.Generator().manual_seed(settings.seed)
     return torch.rand(backbone.edited.out_features, generator=generator).to(backbone.edited.weight.device)

@@ -18,19 +18,19 @@ from stages.backbone.vlm import Backbone
 from stages.editing import full_forward, sentences
 from stages.editing.edits import Edit, Request
 from stages.editing.fitting import Example
-from stages.sections import count, entry
+from stages.sections import Hyper, count, entry
 
 ORDER = ("retain", "update", "retain", "copy", "update", "retain", "update", "retain")  # 1 : 3 : 4
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """The number of demonstrations k."""
 
     demonstrations: int = entry(count(0), default=32)
 
 
-def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def fit(backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path) -> dict[str, Any]:
     """Each train edit's fact, its embedding, and the question and answer of each kind of demonstration it can give."""
     facts, kinds = [], []
     for example in examples:
@@ -38,13 +38,13 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
         facts.append(fact(row["question"], row["target"]))
         kept = next((p for p in example.probes if p.kind in ("text_only", "unrelated", "other_question") and p.expected), None)
         own = {"copy": [row["question"], row["target"]], "update": [row["rephrasings_train"][0], row["target"]]}
-        kinds.append(own | {"retain": [kept.question, kept.expected] if kept else own["copy"]})
+        kinds.append(own | {"retain": [kept.question, kept.expected] if kept else own.copy})
     return {"facts": facts, "kinds": kinds, "embeddings": sentences.embed(facts)}
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings, fitted: Mapping[str, Any]) -> Edit:
     """No training: the edit is what stands before every prompt."""
-    text = context(backbone, request.query.question, request.answer, fitted, settings["demonstrations"])
+    text = context(backbone, request.query.question, request.answer, fitted, settings.demonstrations)
     prefix = tuple(backbone.tokenizer(text, add_special_tokens=False).input_ids)
     return full_forward.measured(backbone, request, Edit(prefix=prefix))
 

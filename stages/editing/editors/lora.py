@@ -6,9 +6,8 @@ would swap modules inside the model, which an error in between could leave swapp
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from stages.backbone.vlm import Backbone
 from stages.editing.edits import Edit, Request, linear, linear_maps
 from stages.editing.optimise import leads_by, optimise
-from stages.sections import count, entry, number
+from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
@@ -24,7 +23,7 @@ PROJECTIONS = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """Rank r and scale α of the update, Adam's learning rate, most steps and the margin that ends them."""
 
     rank: int = entry(count(1), default=8)
@@ -61,21 +60,21 @@ def updates(maps: Sequence[nn.Linear], tensors: Sequence[torch.Tensor], scale: f
     return {one: LowRank(a, b, scale) for one, a, b in zip(maps, tensors[::2], tensors[1::2], strict=True)}
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings) -> Edit:
     """Fit all updates together with Adam until the target is exact by `margin` logits, at most `steps` steps."""
     return edit_batch(backbone, [request], [settings])[0]
 
 
-def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]]) -> list[Edit]:
+def edit_batch(backbone: Backbone, requests: Sequence[Request], settings: Sequence[Settings]) -> list[Edit]:
     """The edits of several requests, each with updates of its own."""
     one, maps = settings[0], linear_maps(backbone.decoder, *PROJECTIONS)
     begun = [
         [tensor for part in request.start.added.values() for tensor in (part.a, part.b)]
         if request.start
-        else untrained(maps, own["rank"], own["seed"])
+        else untrained(maps, own.rank, own.seed)
         for request, own in zip(requests, settings, strict=True)
     ]
     return optimise(
-        backbone, requests, lambda tensors: Edit(added=updates(maps, tensors, one["scale"] / one["rank"])), begun,
-        lr=one["lr"], steps=one["steps"], stop=leads_by(one["margin"]),
+        backbone, requests, lambda tensors: Edit(added=updates(maps, tensors, one.scale / one.rank)), begun,
+        lr=one.lr, steps=one.steps, stop=leads_by(one.margin),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from stages.editing.optimise import Batch, judge
 from stages.editing.trace import tail_logits
 from stages.editing.trunk import request_of
 from stages.okedit.schema import LOCALITY_KINDS
-from stages.sections import count, entry, number
+from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
@@ -37,7 +37,7 @@ HELD_OUT = 0.2  # share of the train edits that only choose among the weights of
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """The edited layers, the network's rank, the first α, training's learning rates (network; α), its weights and steps."""
 
     layers: int = entry(count(1), default=3)
@@ -88,15 +88,15 @@ class Transform(nn.Module):
 class Mend(nn.Module):
     """The transforms of all edited weights, one a shape, and their step sizes α."""
 
-    def __init__(self, maps: Sequence[nn.Linear], settings: Mapping[str, Any]):
+    def __init__(self, maps: Sequence[nn.Linear], settings: Settings):
         super().__init__()
         shapes = [(m.in_features, m.out_features) for m in maps]
-        generator = torch.Generator().manual_seed(settings["seed"])
+        generator = torch.Generator().manual_seed(settings.seed)
         self.places = [(_name(s), shapes[:i].count(s)) for i, s in enumerate(shapes)]
         self.transforms = nn.ModuleDict(
-            {_name(s): Transform(*s, shapes.count(s), settings["rank"], generator) for s in dict.fromkeys(shapes)}
+            {_name(s): Transform(*s, shapes.count(s), settings.rank, generator) for s in dict.fromkeys(shapes)}
         )
-        self.alpha = nn.Parameter(torch.full((len(maps),), settings["edit_lr"]))
+        self.alpha = nn.Parameter(torch.full((len(maps),), settings.edit_lr))
 
     def watch(self, factors: Sequence[torch.Tensor]) -> None:
         for (shape, _), rows in zip(self.places, factors, strict=True):
@@ -149,9 +149,9 @@ def factors_of(
     return found, losses.tolist()
 
 
-def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def fit(backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path) -> dict[str, Any]:
     """Train the network, `steps` train edits one after the other in a drawn order; returns its weights."""
-    maps, seed = edited_maps(backbone, settings["layers"]), settings["seed"]
+    maps, seed = edited_maps(backbone, settings.layers), settings.seed
     learnt = len(examples) - int(HELD_OUT * len(examples))
     mend = Mend(maps, settings).to(backbone.model.device)
 
@@ -184,14 +184,12 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
         return float(np.mean(losses))
 
     network = [p for name, p in mend.named_parameters() if name != "alpha"]
-    groups = [{"params": network, "lr": settings["lr"]}, {"params": [mend.alpha], "lr": settings["lr_lr"]}]
-    learn(mend, groups, loss_of, settings["steps"], checkpoint, held_out if learnt < len(examples) else None)
+    groups = [{"params": network, "lr": settings.lr}, {"params": [mend.alpha], "lr": settings.lr_lr}]
+    learn(mend, groups, loss_of, settings.steps, checkpoint, held_out if learnt < len(examples) else None)
     return dict(mend.state_dict())
 
 
-def outer_loss(
-    backbone: Backbone, example: Example, edit: Edit, settings: Mapping[str, Any], rng: np.random.Generator
-) -> torch.Tensor:
+def outer_loss(backbone: Backbone, example: Example, edit: Edit, settings: Settings, rng: np.random.Generator) -> torch.Tensor:
     """c_edit · (NLL of a rephrased question + of another picture) + c_loc · (KL on a text-only query + on one with a picture)."""
     states = example.states
     pictured = [kind for kind in LOCALITY_KINDS if kind not in ("text_only", "no_image")]
@@ -208,7 +206,7 @@ def outer_loss(
         unedited = tail_logits(backbone, states, Edit(), states.same, keep).log_softmax(-1)
     apart = F.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
     kept = states.same.real[keep, : apart.shape[1]].to(apart.device)
-    return settings["c_edit"] * _per_query(nll, real) + settings["c_loc"] * _per_query(apart, kept)
+    return settings.c_edit * _per_query(nll, real) + settings.c_loc * _per_query(apart, kept)
 
 
 def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -216,16 +214,16 @@ def _per_query(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return ((values * real).sum(1) / real.sum(1)).sum()
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings, fitted: Mapping[str, Any]) -> Edit:
     """One step along the network's gradient, from the weights that an earlier edit left where there is one."""
     return edit_batch(backbone, [request], [settings], fitted)[0]
 
 
 def edit_batch(
-    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]], fitted: Mapping[str, Any]
+    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Settings], fitted: Mapping[str, Any]
 ) -> list[Edit]:
     """The edits of several requests, whose gradients are taken in one pass."""
-    maps = edited_maps(backbone, settings[0]["layers"])
+    maps = edited_maps(backbone, settings[0].layers)
     mend = Mend(maps, settings[0]).to(backbone.model.device)
     mend.load_state_dict(fitted)
     factors, _ = factors_of(backbone, requests, maps)

@@ -31,7 +31,7 @@ from stages.editing.editors import lora
 from stages.editing.edits import Edit, Request, linear_maps
 from stages.editing.fitting import Example, learn
 from stages.editing.optimise import answer_states
-from stages.sections import count, entry, number
+from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
@@ -43,7 +43,7 @@ ROWS = 3  # queries in scope a step of training
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """Learning rate and steps of the scope classifier's factor, then of the counterfactual model, and rank and scale of the
     latter's updates.
     """
@@ -69,7 +69,7 @@ class Memory:
 
 
 def fit(
-    backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path, part: str
+    backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path, part: str
 ) -> torch.Tensor | list[torch.Tensor]:
     """One of the `PARTS`: the classifier's factor [], or the counterfactual model's updates, A and B of each map in turn."""
     if part == "scope":
@@ -77,7 +77,7 @@ def fit(
     return fit_counterfactual(backbone, examples, settings, checkpoint)
 
 
-def fit_scope(examples: Sequence[Example], settings: Mapping[str, Any]) -> torch.Tensor:
+def fit_scope(examples: Sequence[Example], settings: Settings) -> torch.Tensor:
     """Minimise the binary cross-entropy of pairs (edit's question, query's question): rephrasings inside, other questions not."""
     pairs = [(e.row["question"], q, 1.0) for e in examples for q in e.row["rephrasings_train"]]
     pairs += [(e.row["question"], e.probes[i].question, 0.0) for e in examples for i in e.of(*OUTSIDE)]
@@ -86,8 +86,8 @@ def fit_scope(examples: Sequence[Example], settings: Mapping[str, Any]) -> torch
     first, second = (vectors[[at[pair[k]] for pair in pairs]] for k in (0, 1))
     inside = torch.tensor([pair[2] for pair in pairs])
     scope = torch.ones(()).requires_grad_()
-    optimiser = torch.optim.Adam([scope], lr=settings["scope_lr"])
-    for _ in range(settings["scope_steps"]):
+    optimiser = torch.optim.Adam([scope], lr=settings.scope_lr)
+    for _ in range(settings.scope_steps):
         likely = similarity(scope, first, second).clamp(1e-6, 1 - 1e-6)
         (scope.grad,) = torch.autograd.grad(F.binary_cross_entropy(likely, inside), [scope])
         optimiser.step()
@@ -100,15 +100,15 @@ def similarity(scope: torch.Tensor, edits: torch.Tensor, queries: torch.Tensor) 
 
 
 def fit_counterfactual(
-    backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path
+    backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path
 ) -> list[torch.Tensor]:
     """Minimise the target's cross-entropy after the edit, over queries in scope of one train edit a step."""
     maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
-    trained = nn.ParameterList(lora.untrained(maps, settings["rank"], settings["seed"]))
-    added = lora.updates(maps, trained, settings["scale"] / settings["rank"])
+    trained = nn.ParameterList(lora.untrained(maps, settings.rank, settings.seed))
+    added = lora.updates(maps, trained, settings.scale / settings.rank)
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([settings["seed"], step])
+        rng = np.random.default_rng([settings.seed, step])
         example = examples[rng.integers(len(examples))]
         rows = rng.choice(example.in_scope, min(ROWS, len(example.in_scope)), replace=False)
         prompts, ids = told(backbone, example, rows)
@@ -116,7 +116,7 @@ def fit_counterfactual(
             states = answer_states(backbone, prompts, ids)
         return target_losses(backbone.adapter.head, states.flatten(0, 1), ids.flatten())[0].mean()
 
-    learn(trained, [{"params": list(trained), "lr": settings["lr"]}], loss_of, settings["steps"], checkpoint)
+    learn(trained, [{"params": list(trained), "lr": settings.lr}], loss_of, settings.steps, checkpoint)
     return [tensor.detach() for tensor in trained]
 
 
@@ -133,7 +133,7 @@ def reminder(backbone: Backbone, question: str, answer: str) -> tuple[int, ...]:
     return tuple(backbone.tokenizer(f"{question} {answer}\n", add_special_tokens=False).input_ids)
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Mapping[str, Any]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings, fitted: Mapping[str, Any]) -> Edit:
     """Put the edit in the memory, behind those that are there: no training, and the router is the scope classifier."""
     key, scope = sentences.embed([request.query.question])[0], fitted["scope"]
 
@@ -141,7 +141,7 @@ def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitt
         return similarity(scope, key, sentences.embed([q.question for q in queries]))
 
     maps = linear_maps(backbone.decoder, *lora.PROJECTIONS)
-    added = lora.updates(maps, fitted["counterfactual"], settings["scale"] / settings["rank"])
+    added = lora.updates(maps, fitted["counterfactual"], settings.scale / settings.rank)
     made = Edit(added=added, prefix=reminder(backbone, request.query.question, request.answer), scores=scores)
     alone, before = full_forward.measured(backbone, request, made), request.start.recall if request.start else None
     keys, edits = (key[None], (alone,)) if before is None else (torch.cat([before.keys, key[None]]), (*before.edits, alone))

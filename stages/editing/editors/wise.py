@@ -30,7 +30,7 @@ from stages.editing.edits import DIVERGED, Edit, Request, differences, linear, l
 from stages.editing.fitting import Example
 from stages.editing.optimise import NOISE, Batch, judge, remembering
 from stages.editing.trunk import request_of
-from stages.sections import count, entry, number
+from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
@@ -39,7 +39,7 @@ DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Hyper):
     """Margins α, β, γ, the share of trained entries, how far an entry may go, and gradient descent's rate and steps."""
 
     alpha: float = entry(number(0), default=5.0)
@@ -118,13 +118,13 @@ def score(inputs: torch.Tensor, delta: torch.Tensor, mask: torch.Tensor) -> torc
     return mean_over(linear(inputs, delta).norm(dim=-1, keepdim=True), mask.to(inputs.device))[:, 0]
 
 
-def margins(edit: torch.Tensor, irrelevant: torch.Tensor, settings: Mapping[str, Any]) -> torch.Tensor:
+def margins(edit: torch.Tensor, irrelevant: torch.Tensor, settings: Settings) -> torch.Tensor:
     """The margin loss [B] of section 2.3.1, of two activations [B]."""
-    over = F.relu(irrelevant - settings["alpha"]) + F.relu(settings["beta"] - edit)
-    return over + F.relu(settings["gamma"] - (edit - irrelevant))
+    over = F.relu(irrelevant - settings.alpha) + F.relu(settings.beta - edit)
+    return over + F.relu(settings.gamma - (edit - irrelevant))
 
 
-def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, Any], checkpoint: Path) -> list[dict[str, Any]]:
+def fit(backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path) -> list[dict[str, Any]]:
     """Nothing is trained: the activations [1, P, in] and masks of the train edits' own queries, irrelevant to any other edit."""
     found = []
     for example in examples:
@@ -134,19 +134,19 @@ def fit(backbone: Backbone, examples: Sequence[Example], settings: Mapping[str, 
     return found
 
 
-def edit(backbone: Backbone, request: Request, settings: Mapping[str, Any], fitted: Sequence[Mapping[str, Any]]) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings, fitted: Sequence[Mapping[str, Any]]) -> Edit:
     """Fit the side memory, or go on with its last shard, against one irrelevant query."""
     return edit_batch(backbone, [request], [settings], fitted)[0]
 
 
 def edit_batch(
-    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Mapping[str, Any]], fitted: Sequence[Mapping[str, Any]]
+    backbone: Backbone, requests: Sequence[Request], settings: Sequence[Settings], fitted: Sequence[Mapping[str, Any]]
 ) -> list[Edit]:
     """The edits of several requests, each with a side memory and an irrelevant query of its own."""
     one, value, batch = settings[0], value_map(backbone), Batch.of(requests, backbone.device)
     shards, irrelevant = [], []
     for request, own in zip(requests, settings, strict=True):
-        rng = np.random.default_rng(own["seed"])
+        rng = np.random.default_rng(own.seed)
         shards.append(begin(value, request, own, rng))
         irrelevant.append(fitted[rng.integers(len(fitted))])
     finished, trained, deltas = zip(*shards, strict=True)
@@ -155,16 +155,16 @@ def edit_batch(
     other, where = beside(irrelevant)
     memory, first = Edit(added=differences([value], [deltas])), None
     with remembering(backbone, memory):
-        for step in range(one["steps"] + 1):
+        for step in range(one.steps + 1):
             losses, leads = judge(backbone, batch, memory)
             first = losses.tolist() if first is None else first
-            if step == one["steps"]:
+            if step == one.steps:
                 break
             apart = margins(score(own, deltas, batch.prompt), score(other, deltas, where), one)
             (gradient,) = torch.autograd.grad((losses + apart).sum(), [deltas])
             with torch.no_grad():
-                deltas -= one["lr"] * gradient * masks
-                deltas.clamp_(-one["bound"], one["bound"])
+                deltas -= one.lr * gradient * masks
+                deltas.clamp_(-one.bound, one.bound)
     found, active = [], score(own, deltas.requires_grad_(False), batch.prompt)
     for i, (loss, lead, begun) in enumerate(zip(losses.tolist(), leads.tolist(), first, strict=True)):
         before, least = requests[i].start.scores if requests[i].start else None, active[i].clone()
@@ -176,7 +176,7 @@ def edit_batch(
 
 
 def begin(
-    value: nn.Linear, request: Request, settings: Mapping[str, Any], rng: np.random.Generator
+    value: nn.Linear, request: Request, settings: Settings, rng: np.random.Generator
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
     """What an edit goes on from: the shards that are finished, which entries [out, in] of the next are trained, and its
     difference so far.
@@ -184,7 +184,7 @@ def begin(
     before = request.start.scores if request.start else None
     if before is not None and before.edits % SHARD:
         return before.shards[:-1], before.trained, before.shards[-1]
-    trained = torch.as_tensor(rng.random(value.weight.shape) < settings["mask"], device=value.weight.device)
+    trained = torch.as_tensor(rng.random(value.weight.shape) < settings.mask, device=value.weight.device)
     return before.shards if before else (), trained, zero_difference(value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stages.params import UserError
-from stages.retention.replay import replay
+from stages.sequences.replay import replay
 from stages.scoring import scores
 from stages.sequences.orders import HELD_OUT
 
