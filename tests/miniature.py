@@ -203,8 +203,9 @@ def build(root: Path) -> None:
     kinds = [("ft", "weights"), ("grace", "codebook, nearest")]
     kinds += [("balancedit", memory) for memory in ("codebook, nearest", "codebook, shrink", "released code", "alone")]
     left = [
-        {"method": m, "memory": memory, "order": order, "made": made, "protocol": p, "metric": metric, "value": 0.5 + order / 10,
-         "n": made}
+        {"method": m, "chosen_on": chosen_on, "memory": memory, "headline": memory != "codebook, shrink", "order": order,
+         "made": made, "protocol": p, "metric": metric, "value": 0.5 + order / 10, "n": made}
+        for chosen_on in ("sequence", "edits")
         for m, memory in kinds
         for order in ((0,) if memory == "alone" else (0, 1, 2))
         for made in ((6,) if memory == "alone" else (1, 6))

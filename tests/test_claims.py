@@ -49,7 +49,7 @@ def pair(found: pd.DataFrame, baselines=("ft", "grace"), **more) -> Pair:
 
 def sequences(*after: float, alone: float = 0.75) -> pd.DataFrame:
     """HM of each edit alone, and after all edits in each order; after one edit it is perfect."""
-    at = {"method": "balancedit", "protocol": "strict", "metric": "hm"}
+    at = {"method": "balancedit", "chosen_on": "sequence", "protocol": "strict", "metric": "hm"}
     rows = [{"memory": "alone", "order": 0, "made": 9, "value": alone}]
     for order, last in enumerate(after):
         rows += [{"memory": NEAREST, "order": order, "made": made, "value": value} for made, value in ((1, 1.0), (9, last))]

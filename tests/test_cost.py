@@ -52,7 +52,7 @@ def test_bytes_by_hand(backbone) -> None:
 
 
 def test_a_batch_is_served_from_as_many_entries_as_there_are(cell: Cell) -> None:
-    edit = cell.editor.edit(cell.backbone, frozen.request_at(cell.backbone, ROW), cell.grid[0])
+    edit = cell.editor.edit(cell.backbone, frozen.request_at(cell.backbone, ROW), cell.editor.Settings(**cell.grid[0]))
     queries = [p.query for p in cell.queries[ROW["edit_id"]][:3]]
     found = serving.served(cell.backbone, queries, [edit] * 3, "prompt", (1, 20), 2)
     assert {name: len(values) for name, values in found.items()} == dict.fromkeys(

@@ -43,7 +43,8 @@ BESIDE = {
     "stages.scoring.routing",
     "stages.scoring.scope",
     "stages.scoring.scores", "stages.sequences.__main__", "stages.sequences.check", "stages.sequences.cache",
-    "stages.sequences.make", "stages.sequences.planning",
+    "stages.sequences.make", "stages.sequences.planning", "stages.sequences.choices", "stages.sequences.replay",
+    "stages.sequences.retention", "stages.sequences.tuning",
 }  # fmt: skip
 
 

@@ -20,12 +20,11 @@ from stages.editing.trace import Trial, trace_edit, trace_edits
 from stages.editing.transform import Layer, Value
 from stages.editing.trunk import request_of, run_trunk
 from stages.params import UserError
-from stages.sequences import retention
-from stages.sequences.replay import replay
-from stages.sequences import check, interference, planning, rollout
+from stages.sequences import check, interference, planning, retention, rollout
 from stages.sequences.chain import chain
 from stages.sequences.orders import orders, points
 from stages.sequences.probes import KEPT, outcomes, probe_sets, queries_of
+from stages.sequences.replay import replay
 from tests.cells import PARAMS, SOURCE, make, method
 from tests.editors import settings_of
 from tests.rows import ROW, SAMPLES

@@ -37,7 +37,7 @@ def test_the_best_on_dev_is_taken(backbone: Backbone, records: Records, tmp_path
     assert table["hm"].tolist()[1] > table["hm"].tolist()[0] and table["chosen"].tolist() == [False, True]
     assert table["tied"].tolist() == [False, True] and table["scope"].between(0, 1).all()  # each under the α that is best for it
     settings, tried = tuning.chosen(team, records, tmp_path / "none.csv")
-    assert settings["lr"] == 1e-2 and tried == tuning.lines(table)
+    assert settings["lr"] == 1e-2 and tried == tuning.as_lines(table)
 
 
 @pytest.fixture()
@@ -100,7 +100,7 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
     table = tuning.tried(team, records)
     table["chosen"] = [False, True]
     for one in (table.assign(method="another"), table.assign(hm=0.0), table):
-        tried.keep(tuning.lines(one), path)
+        tried.keep(tuning.as_lines(one), path)
     kept = pd.read_csv(path)
     pd.testing.assert_frame_equal(
         kept[kept["method"] == "balancedit"].reset_index(drop=True), table, check_dtype=False, atol=1e-6
@@ -111,7 +111,7 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
     other = make(backbone, method("balancedit", lr=[1e-2, 3e-2], margin=0.1))
     with pytest.raises(pytest.fail.Exception):
         tuning.chosen(Team.alone(other), records, path)
-    tried.keep(tuning.lines(table.assign(code="other")), path)
+    tried.keep(tuning.as_lines(table.assign(code="other")), path)
     with pytest.raises(pytest.fail.Exception):
         tuning.chosen(team, records, path)
 

@@ -54,7 +54,7 @@ def point(settings: Checkpoint, folder: Path) -> Pointer:
     revision = None if is_folder(settings.checkpoint) else found.name
     check(settings, found)
     how = (settings.dtype, settings.device_map, settings.quantization, settings.template)
-    kind = json.loads((found / "config.json").read_text(encoding="utf-8"))["model_type"]
+    kind = json.loads((found / "config.json").read_text(encoding="utf-8")).get("model_type")
     pointer = Pointer(settings.checkpoint, revision, *how, digest(found), kind)
     with write_atomically(folder / POINTER) as temporary:
         temporary.write_text(json.dumps(asdict(pointer), indent=2) + "\n")

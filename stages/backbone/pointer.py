@@ -47,7 +47,7 @@ def adapters(folder: Path) -> list[str]:
     found = read(folder)
     if found is not None:
         return code.adapters(found.architecture)
-    return code.adapters(json.loads((folder / "config.json").read_text())["model_type"])
+    return code.adapters(json.loads((folder / "config.json").read_text()).get("model_type"))
 
 
 def weights(folder: Path) -> str:

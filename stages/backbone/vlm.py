@@ -46,11 +46,9 @@ class Trunk:
 class Backbone:
     """A frozen vision-language model with one editable linear map, `adapter.linear` of `layers[layer]`.
 
-    A picture's tokens are computed once per image id (and question, where the architecture's features depend on it).
-
-    The model may sit on accelerators, in a short floating-point type. Masks, positions, spans and trunk states are on the CPU all
-    the same; logits stay where the head sits. Logits and φ are float32. What replaces the edited linear map gets float32 inputs
-    where that map sits.
+    A picture's tokens are computed once per image id (and question, where the architecture's features depend on it). The model
+    may sit on accelerators, in a short floating-point type. Masks, positions, spans and trunk states are on the CPU all the same;
+    logits stay where the head sits. Logits and φ are float32, and so are the inputs of what replaces the edited linear map.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, layer: int, fingerprint: str, adapter: Adapter):
@@ -76,8 +74,6 @@ class Backbone:
         adapter = adapt(loaded.model, loaded.tokenizer, loaded.process, loaded.prompt)
         layer = adapter.last_layer(loaded.model.config) if layer is None else layer
         return cls(loaded.model, loaded.tokenizer, layer, f"{loaded.digest[:16]}-{layer}", adapter)
-
-    # -- devices ------------------------------------------------------------------------------------------------------------
 
     def _enter(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Move what the decoder or its embedding is given to where its weights are."""
@@ -113,8 +109,6 @@ class Backbone:
         """The edited linear map's bias [out] likewise, None where it has none."""
         return None if self.edited.bias is None else self.edited.bias.detach().float()
 
-    # -- prompts ------------------------------------------------------------------------------------------------------------
-
     def add_pictures(self, pictures: Mapping[str, Image.Image]) -> None:
         """Make pictures known by their ids; their tokens are computed when a query first shows them."""
         self._images.update(pictures)
@@ -129,10 +123,8 @@ class Backbone:
             self._features = kept
 
     def image_features(self, queries: Sequence[Query]) -> list[ImageFeatures | None]:
-        """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights.
-
-        Pictures are shown one by one: the last digits of a sum depend on the batch, and a picture's tokens must not depend on
-        what else was shown.
+        """The tokens of each query's picture, None where it has none; differentiable in what is added to the frozen weights. They
+        must not depend on what else is shown, down to the last digit of a sum: pictures are shown one by one.
         """
         keys = [None if q.image_id is None else (q.image_id, q.question if self.adapter.reads_question else "") for q in queries]
         for key in dict.fromkeys(keys):
@@ -148,13 +140,9 @@ class Backbone:
         """Tokens of an answer with its end token."""
         return [*self.tokenizer(self.adapter.answer_prefix + answer, add_special_tokens=False).input_ids, self.end]
 
-    # -- the trunk, once ----------------------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def _watch(self, keep: bool, layers: Sequence[int] = ()) -> Iterator[dict[str | int, torch.Tensor]]:
-        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`), if they are to be kept, and
-        that of the same map in other `layers`, by their number.
-        """
+        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`; by number in other `layers`)."""
         seen: dict[str | int, torch.Tensor] = {}
         if not keep:
             yield seen
@@ -188,8 +176,8 @@ class Backbone:
         """Run the model over a batch of prompts, keeping keys and values for `extend`.
 
         They may follow on `past`, whose positions are then the first columns of `prompts.mask`; it is extended in place. What
-        prompts have in common (`Prompts.shared`) runs once. Without `keep`, hidden states and edited inputs are not; with it,
-        those of other `layers` are kept too.
+        prompts have in common (`Prompts.shared`) runs once. With `keep`, hidden states and edited inputs are kept too, the latter
+        also of other `layers`.
         """
         if prompts.shared is not None and past is None and not self._rows_fixed:
             begin, rest, groups = prompts.split()
@@ -289,8 +277,6 @@ class Backbone:
         finally:
             self._rows_fixed = before
             handle.remove()
-
-    # -- from layer ℓ on ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def from_layer(self, hidden: torch.Tensor) -> Iterator[None]:

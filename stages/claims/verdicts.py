@@ -186,7 +186,7 @@ def lasts(rule: str) -> Callable[[Pair], Measured]:
 
 def _lasts(pair: Pair, rule: str) -> Measured:
     hm = pair.sequences[(pair.sequences["method"] == pair.ours[0]) & (pair.sequences["protocol"] == "strict")]
-    hm = hm[hm["metric"] == "hm"]
+    hm = hm[(hm["metric"] == "hm") & (hm["chosen_on"] == "sequence")]
     after, alone = (hm[hm["memory"] == memory] for memory in (f"codebook, {rule}", "alone"))
     if after.empty or alone.empty:
         return Measured(None, reason="no sequence of BalancEdit's edits")

@@ -68,6 +68,6 @@ def tune(params: Params, plan: Plan, planned: Planned) -> None:
         return
     with Team.of(params, plan) as team, records(plan, planned) as kept:
         table = tuning.tried(team, kept)
-        tried.keep(tuning.lines(table))
+        tried.keep(tuning.as_lines(table))
     best = table[table["chosen"]].iloc[0]
     print(f"[tune] {plan.name}: of {len(table)} settings {best['setting']}, HM {best['hm']:.3f} -> {tried.TABLE}")

@@ -6,6 +6,7 @@ those that dev edits cannot tell from the best, the one with the fewest steps is
 values, which are the editor's defaults. What was tried and chosen is kept (`stages.editing.tried`).
 """
 
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import pandas as pd
 from stages.editing import choices
 from stages.editing.cell import fit_seed
 from stages.editing.editors import module_of
-from stages.editing.plan import label
+from stages.editing.plan import Plan, label
 from stages.editing.resume import Records
 from stages.editing.team import Team
 from stages.editing.tried import AXES, TABLE, Line
@@ -38,7 +39,7 @@ def chosen(team: Team, records: Records, path: Path = TABLE) -> tuple[Mapping[st
         return hyper, []
     table = tried(team, records)
     best = table.loc[table["chosen"], "setting"].iloc[0]
-    return next(hyper for hyper in plan.grid if label(hyper) == best), lines(table)
+    return next(hyper for hyper in plan.grid if label(hyper) == best), as_lines(table)
 
 
 def chosen_beside(team: Team) -> Mapping[str, Any]:
@@ -65,16 +66,23 @@ def tried(team: Team, records: Records) -> pd.DataFrame:
         found.append({"setting": label(hyper), "scope": number} | means | {"hm": float(scores.hm_of(at.parts)), "steps": steps})
     cell = dict(zip(AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
     table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)
-    table["tied"] = scores.tied(np.stack(parts), int(table["hm"].argmax()))
+    return cheapest(table, np.stack(parts), plan)[COLUMNS]
+
+
+def cheapest(table: pd.DataFrame, parts: np.ndarray, plan: Plan) -> pd.DataFrame:
+    """What was tried with `tied`, what dev edits cannot tell from the best by the parts of HM [lines, edits, 3], and `chosen`: of
+    these the line with the fewest steps, then the one nearest to the published values, which are the editor's defaults.
+    """
+    table = table.assign(tied=scores.tied(parts, int(table["hm"].argmax())))
     published = asdict(module_of(plan.method.editor).Settings())
-    far = [sum(value != published[name] for name, value in hyper.items()) for hyper in plan.grid]
-    ranked = table[table["tied"]].assign(far=np.array(far)[table["tied"]], worse=-table["hm"])
+    far = table["setting"].map(lambda text: sum(value != published[name] for name, value in json.loads(text).items()))
+    ranked = table.assign(far=far, worse=-table["hm"])[table["tied"]]
     best = ranked.sort_values(["steps", "far", "worse"], kind="stable").index[0]
-    return table.assign(chosen=table.index == best)[COLUMNS]
+    return table.assign(chosen=table.index == best)
 
 
-def lines(table: pd.DataFrame) -> list[Line]:
-    """What `tried` found as reports/tuning.csv has it: numbers with six decimals."""
+def as_lines(table: pd.DataFrame) -> list[Line]:
+    """What was tried as a table in Git has it: numbers with six decimals."""
     return [
         {name: f"{value:.6f}" if isinstance(value, float) else str(value) for name, value in row.items()}
         for row in table.to_dict("records")

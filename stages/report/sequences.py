@@ -18,15 +18,16 @@ ASIDE = {
 DASHES = {"released code": ":", "codebook, shrink": "--"}
 
 
-def label(method: str, memory: str) -> str:
-    """A method, and how it keeps its edits where that is not its own way."""
+def label(method: str, memory: str, chosen_on: str = "sequence") -> str:
+    """A method, how it keeps its edits where that is not its own way, and whether settings are those of single edits."""
     name = names.METHODS.get(method, method)
-    return f"{name}, {ASIDE[memory]}" if memory in ASIDE else name
+    name = f"{name}, {ASIDE[memory]}" if memory in ASIDE else name
+    return name if chosen_on == "sequence" else f"{name} (settings of single edits)"
 
 
 def retention(table: pd.DataFrame, protocol: str) -> Drawing:
     """Scores of all edits made so far against their number: a row a dataset and backbone, a column a metric."""
-    table = select(table, protocol=protocol)
+    table = select(table, protocol=protocol, chosen_on="sequence")
     table = need(table[table["memory"] != "alone"], protocol)
     metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
     kinds = list(dict.fromkeys(zip(table["method"], table["memory"], strict=True)))
@@ -70,22 +71,26 @@ def spaced(made: Sequence[int]) -> list[str]:
 
 
 def last(table: pd.DataFrame, protocol: str) -> Table:
-    """Scores after the most edits that there are of a method and memory, and what is kept: one row each."""
+    """Scores after the most edits that there are of a method and memory, and what is kept: one row each. The settings of single
+    edits stand below those chosen on sequences; `*` marks the rule for conflicts that dev edits chose.
+    """
     kept = select(table, protocol="none")
     table = need(select(table, protocol=protocol), protocol)
     metrics = ordered(SHOWN, table[table["metric"].isin(SHOWN)]["metric"])
     rows = []
     for place, block in pairs(table):
-        for (method, memory), made in block.groupby(["method", "memory"], sort=False)["made"].max().items():
-            at = {"dataset": place[0], "backbone": place[1], "method": method, "memory": memory, "made": made}
+        for kind, made in block.groupby(["method", "memory", "chosen_on", "headline"], sort=False)["made"].max().items():
+            at = dict(zip(("method", "memory", "chosen_on"), kind, strict=False))
+            at |= {"dataset": place[0], "backbone": place[1], "made": made}
+            marked = "*" if kind[1].startswith("codebook") and kind[3] else ""
             entries = [_spread(100 * select(block, metric=metric, **at)["value"]) for metric in metrics]
             sizes = [_spread(select(kept, metric=name, **at)["value"], ".3g") for name in ("entries", "shrunk")]
             sizes.append(_spread(select(kept, metric="bytes", **at)["value"] / 1e6, ".2f"))
-            rows.append([*map(TableCell, [*place, label(method, memory), str(made)]), *entries, *sizes])
+            rows.append([*map(TableCell, [*place, label(*kind[:3]) + marked, str(made)]), *entries, *sizes])
     caption = (
         f"After the last of many edits of one model ({names.PROTOCOLS[protocol]} protocol; {where(table)}): mean over "
         f"{table['order'].nunique()} orders in per cent, and the lowest and highest; entries that are kept, how often a radius "
-        "shrank, and megabytes that are kept beside the model."
+        "shrank, and megabytes that are kept beside the model. *: the rule that dev edits chose."
     )
     header = ["Dataset", "Backbone", "Method", "Edits", *(SHOWN[m] for m in metrics), "Entries", "Shrunk", "MB"]
     return Table(header, rows, caption, labels=3)

@@ -1,9 +1,12 @@
 """What is left of every edit after many, for every method whose edits can follow on each other: reports/sequences.csv.
 
-python -m stages.retention
+    python -m stages.retention
+
+`chosen_on` says what settings and scope were chosen on: at the end of a `sequence` of dev edits, or on single `edits`. Behind a
+codebook both rules for conflicts stand there, and `headline` marks the one that was chosen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -15,53 +18,82 @@ import pandas as pd
 from stages import beside
 from stages.editing.conflicts import RULES
 from stages.editing.declared import declared
+from stages.editing.trace_cache import Stamp
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, UserError, derive_seed, load, run
-from stages.sequences import retention
-from stages.scoring import routing
-from stages.scoring.scope import settled
-from stages.sequences import cache
-from stages.sequences.orders import HELD_OUT, orders, points
+from stages.scoring import routing, scope
+from stages.sequences import cache, choices, retention
+from stages.sequences.orders import orders, points
+from stages.settings import DEV, Method
 
-AXES = ["dataset", "backbone", "method", "memory"]
+AXES = ["dataset", "backbone", "method", "chosen_on", "memory", "headline"]
 OUT = Path("reports/sequences.csv")
+Place = tuple[str, str, str]
 
 
-def open_tables(dataset: str, backbone: str, method: str) -> retention.Tables:
-    """What `stages.sequences` wrote of a method on a backbone and a dataset."""
-    parts = []
-    for path in cache.files(cache.MADE / f"{dataset}-{backbone}-{method}"):
+def open_tables(place: Place) -> dict[str, tuple[retention.Tables, int | None]]:
+    """What `stages.sequences` wrote of a method on a dataset and a backbone, by what its settings were chosen on; and in how many
+    orders, where it is not in all.
+    """
+    parts, name = {}, "-".join(place)
+    for path in cache.files(cache.MADE / name):
         if not path.exists():
-            raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {dataset} {backbone} {method}`")
-        parts.append(pd.read_parquet(path))
-    trace = parts[0]
-    return retention.Tables(*parts, trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist())
+            raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {' '.join(place)}`")
+        parts[path.stem] = pd.read_parquet(path)
+    found, settings = {}, Stamp.read(cache.STAMPS / f"{name}.json").settings
+    for chosen_on, hyper in settings.items():
+        made = "sequence" if hyper == settings["sequence"] else chosen_on
+        own = {stem: table[table["chosen_on"] == made] if len(table) else table for stem, table in parts.items()}
+        found[chosen_on] = retention.Tables.of(own), None if made == "sequence" else 1
+    return found
 
 
-def sequences(params: Params, place: tuple[str, str, str]) -> pd.DataFrame:
+def reaching(place: Place, method: Method) -> dict[str, tuple[Method, str]]:
+    """The method with a number where its scope says `dev`, and the rule for conflicts that is its headline: as a sequence of dev
+    edits chose them, and as single edits did, which know of no conflict.
+    """
+    single = scope.settled(method, read_trace(*place))
+    choice = choices.of_scope(place, method)
+    if choice is None:  # the method reaches in another way than any that was tried
+        return {"sequence": (single, RULES[0]), "edits": (single, RULES[0])}
+    ours = scope.at(single, choice.scope) if method.scope_value == DEV else single
+    return {"sequence": (ours, choice.rule), "edits": (single, choice.rule)}
+
+
+def sequences(params: Params, place: Place) -> pd.DataFrame:
     """Scores of a method on a dataset and backbone, at every point of every order, of each kind of memory that it can have."""
-    dataset, backbone, name = place
-    tables, method, found = open_tables(dataset, backbone, name), params.method(name), []
+    found, chosen = [], reaching(place, params.method(place[2]))
+    for chosen_on, (tables, count) in open_tables(place).items():
+        method, rule = chosen[chosen_on]
+        others = [f"codebook, {one}" for one in RULES if one != rule]
+        for memory, reached in kinds(params, place, tables, method, count).items():
+            at = {"chosen_on": chosen_on, "memory": memory, "headline": memory not in others}
+            found += [at | row for point in reached for row in retention.scored(point, tables.edits)]
+    return pd.DataFrame(found).assign(**dict(zip(("dataset", "backbone", "method"), place, strict=True)))
+
+
+def kinds(
+    params: Params, place: Place, tables: retention.Tables, method: Method, count: int | None
+) -> dict[str, Iterable[retention.Point]]:
+    """The points of each kind of memory, of the first `count` orders."""
+    dataset, backbone, _ = place
+    found, made = {}, tables.trace[tables.trace["edit_id"].isin(tables.edits)]
     few = replace(tables, edits=tables.edits[: method.sequence.rollouts(dataset, backbone)[0]])
-    kinds, drawn, made = {}, orders_of(params, dataset, few.edits), tables.trace[tables.trace["edit_id"].isin(tables.edits)]
-    method = settled(method, read_trace(dataset, backbone, name))
+    drawn = orders_of(params, dataset, few.edits)[:count]
     if method.router == "codebook":
         reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
         radii = reach.set_index("edit_id")["epsilon"].to_dict()
-        whole, at = orders_of(params, dataset, tables.edits), points(params.sequence, len(tables.edits))
+        whole, at = orders_of(params, dataset, tables.edits)[:count], points(params.sequence, len(tables.edits))
         for rule in RULES:
-            kinds[f"codebook, {rule}"] = retention.codebook(tables, whole, at, radii, column, rule)
+            found[f"codebook, {rule}"] = retention.codebook(tables, whole, at, radii, column, rule)
         if len(tables.rollout):
-            kinds["released code"] = retention.shared(few, drawn, radii, column)
+            found["released code"] = retention.shared(few, drawn, radii, column)
     else:
         threshold = method.threshold if method.router == "builtin" else None
         beside = getattr(declared(method.editor), "MEMORY_BASED", False)
-        kinds["memory" if beside else "weights"] = retention.shared(few, drawn, None, "", beside, threshold)
+        found["memory" if beside else "weights"] = retention.shared(few, drawn, None, "", beside, threshold)
     on = pd.Series(routing.routed_on(made, method), index=pd.MultiIndex.from_frame(made[retention.QUERY]))
-    kinds["alone"] = [retention.alone(tables, on)]
-    for memory, reached in kinds.items():
-        found += [{"memory": memory} | row for point in reached for row in retention.scored(point, tables.edits)]
-    return pd.DataFrame(found).assign(dataset=dataset, backbone=backbone, method=name)
+    return found | {"alone": [retention.alone(tables, on)]}
 
 
 def orders_of(params: Params, dataset: str, edits: Sequence[str]) -> list[list[int]]:

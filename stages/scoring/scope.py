@@ -59,8 +59,8 @@ def points(trace: pd.DataFrame, method: Method, count: int = POINTS) -> np.ndarr
     """
     low, high = ENDS[method.scope]
     asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
-    found = entering(trace, method)
-    found = found[asked & np.isfinite(found) & (found > low) & (found < high)]
+    found = entering(trace, method)[asked]
+    found = found[np.isfinite(found) & (found > low) & (found < high)]
     fixed = {one for one in (low, high, method.published) if one is not None and np.isfinite(one)}
     fixed -= {0.0} if method.scope == "epsilon" else set()
     spread = np.quantile(found, np.linspace(0, 1, count - len(fixed))) if len(found) else []
@@ -76,13 +76,19 @@ def choose(trace: pd.DataFrame, method: Method) -> Chosen:
         return Chosen(method, np.array([np.nan]), scores.hm_of(parts), parts[0])
     values = points(trace, method)
     parts = scores.hm_parts(trace, np.stack([routing.routed_on(trace, at(method, one)) for one in values]))
+    place = best(values, parts, method.published)
+    return Chosen(at(method, float(values[place])), values, scores.hm_of(parts), parts[place])
+
+
+def best(values: np.ndarray, parts: np.ndarray, published: float | None) -> int:
+    """The place of the value to take, from the parts of HM [values, edits, 3] under each: of the published one where it is within
+    noise of the best, else of the best, the middle one of equals.
+    """
     found = scores.hm_of(parts)
-    best = np.flatnonzero(found == found.max())
-    place = int(best[(len(best) - 1) // 2])
-    known = np.flatnonzero(values == method.published)
-    if len(known) and scores.tied(parts, place)[known[0]]:
-        place = int(known[0])
-    return Chosen(at(method, float(values[place])), values, found, parts[place])
+    highest = np.flatnonzero(found == found.max())
+    place = int(highest[(len(highest) - 1) // 2])
+    known = np.flatnonzero(values == published)
+    return int(known[0]) if len(known) and scores.tied(parts, place)[known[0]] else place
 
 
 def settled(method: Method, trace: pd.DataFrame) -> Method:

@@ -7,17 +7,19 @@
 
 trace.parquet has every edit by itself, interference.parquet what it does to the others' probes behind a codebook, and
 rollout.parquet what is left where each edit goes on from the one before. Tables have no rows where a method has no such sequence.
-What stands in reports/sequences is not made again where it was made from the same and by the same code; where the code alone has
-changed, a few edits are made again first, and compared. Interrupted work resumes: each finished edit or order is kept under
-data/.resume.
+Settings, scope and the rule for conflicts are chosen on a sequence of dev edits (reports/sequence_tuning.csv). Where single edits
+have other settings, sequences are made with these too, in one order. What stands in reports/sequences is not made again where it
+was made from the same and by the same code; where the code alone has changed, a few edits are made again first, and compared.
+Interrupted work resumes: each finished edit or order is kept under data/.resume.
 """
 
 import sys
 from collections.abc import Sequence
 
+from stages.editing import tried
 from stages.editing.trace_cache import Planned
 from stages.params import Params, UserError, load, run
-from stages.sequences import cache
+from stages.sequences import cache, choices
 
 DOES = ("plan", "planned", "keep")
 
@@ -36,7 +38,8 @@ def main() -> None:
     if does == "plan":
         planning.write(params)
     elif does == "keep":
-        cache.keep(["-".join(one) for one in planning.cells(params)])
+        if found := cache.keep(["-".join(one) for one in planning.cells(params)]):
+            tried.keep(found, choices.TABLE)
     else:
         planning.plan(params, *names)[1].write(cache.PLANS / f"{'-'.join(names)}.json")
         cell(params, names)

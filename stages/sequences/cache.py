@@ -3,7 +3,8 @@
 Importing this loads no model library.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stages.editing import trace_cache
@@ -28,11 +29,17 @@ def take(name: str, stamp: Stamp) -> None:
     print(f"[sequences] {name}: as {KEPT / name} has it{said}")
 
 
-def keep(names: Sequence[str]) -> None:
-    """Put the tables and stamps of cells where Git keeps them; the same table is not written again."""
+def keep(names: Sequence[str]) -> list[Mapping[str, str]]:
+    """Put the tables and stamps of cells where Git keeps them, and give what was tried for them; the same table is not written
+    again.
+    """
+    tried = []
     for name in names:
         for made, there in zip(files(MADE / name), files(KEPT / name), strict=True):
             if not (made.exists() and there.exists() and made.read_bytes() == there.read_bytes()):
                 trace_cache.copy(made, there)
-        Stamp.read(STAMPS / f"{name}.json").write(KEPT / name / STAMP)
+        stamp = Stamp.read(STAMPS / f"{name}.json")
+        replace(stamp, tried=[]).write(KEPT / name / STAMP)
+        tried += stamp.tried
         print(f"[sequences] {MADE / name} -> {KEPT / name}")
+    return tried

@@ -1,15 +1,20 @@
 """Plan the sequences of cells: data/plans/sequences/<cell>.json says what each is made from and by, and what Git keeps of it."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from itertools import product
+from typing import Any
 
 from stages import code
 from stages.editing import trace_cache as traces
 from stages.editing.declared import declared
 from stages.editing.plan import Plan, Source
 from stages.editing.trace_cache import Planned, Stamp
-from stages.okedit.schema import in_sequence
+from stages.okedit.schema import in_sequence, of_split
 from stages.params import Params, UserError
-from stages.sequences import cache
+from stages.sequences import cache, choices
+from stages.sequences.choices import Choice
 from stages.settings import Method
 
 
@@ -29,7 +34,9 @@ def write(params: Params) -> None:
 
 
 def plan(params: Params, dataset: str, backbone: str, name: str, source: Source | None = None) -> tuple[Plan, Planned]:
-    """One cell's plan, and what its file says: settings are those that its edits by themselves were made with."""
+    """One cell's plan, and what its file says: settings are those that were chosen on a sequence of dev edits, where they were,
+    and those that its edits by themselves were made with.
+    """
     source, method = source or Source(params), params.method(name)
     size, routed = method.sequence, method.router == "codebook"
     if not routed and not goes_on(method):
@@ -42,9 +49,34 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
     asked = [size.edits, *rolled, size.orders, size.at, size.probes]
     digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
     by = code.of_editor(method.editor, "stages.sequences.chain", *made.adapters)
-    settings = Stamp.read(traces.STAMPS / f"{made.name}.json").settings
-    there = cache.KEPT / made.name
-    return made, Planned(digest, by, params.device, settings, None, **traces.stamped(there / cache.STAMP, *cache.files(there)))
+    there, choice = cache.KEPT / made.name, known(made)
+    settings, chosen_by = (settings_of(made, choice), choice.code) if choice else (None, None)
+    kept = traces.stamped(there / cache.STAMP, *cache.files(there))
+    return made, Planned(digest, by, params.device, settings, chosen_by, **kept)
+
+
+def settings_of(made: Plan, choice: Choice) -> dict[str, Mapping[str, Any]]:
+    """The settings of a cell's sequences: of the `sequence` that dev edits make, and of single `edits`."""
+    return {"sequence": choice.settings, "edits": Stamp.read(traces.STAMPS / f"{made.name}.json").settings}
+
+
+def made_from(plan: Plan) -> str:
+    """A digest of what a choice depends on, but for code and pictures."""
+    dev = of_split(plan.rows, "dev")
+    ids = {row["edit_id"] for row in dev}
+    samples = [sample for sample in plan.samples if sample["edit_id"] in ids]
+    method = [plan.method.editor, plan.method.router, plan.grid, plan.method.sequence.probes]
+    text = json.dumps([plan.fingerprint, *method, dev, samples, plan.asked, plan.learnt, plan.seeds[:1]])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def known(plan: Plan) -> Choice | None:
+    """What was chosen for a cell from the same, None where nothing was."""
+    at = (plan.dataset, plan.backbone_name, plan.method.name)
+    for line in choices.of_cell(at):
+        if line["chosen"] == "True" and line["made_from"] == made_from(plan):
+            return choices.choice_of(line)
+    return None
 
 
 def goes_on(method: Method) -> bool:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stages.params import UserError
-from stages.sequences.replay import replay
 from stages.scoring import scores
 from stages.sequences.orders import HELD_OUT
+from stages.sequences.replay import replay
 
 QUERY = ["edit_id", "probe"]
 OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}
@@ -38,6 +38,20 @@ class Tables:
     interference: pd.DataFrame
     rollout: pd.DataFrame
     edits: Sequence[str]
+
+    @classmethod
+    def of(cls, tables: Mapping[str, pd.DataFrame]) -> "Tables":
+        """Of trace, interference and rollout; the edits as the trace has them."""
+        trace = tables["trace"]
+        made = trace.loc[trace["split"] != HELD_OUT, "edit_id"].drop_duplicates().tolist()
+        return cls(trace, tables["interference"], tables["rollout"], made)
+
+    @cached_property
+    def last_scores(self) -> np.ndarray:
+        """[queries]: each one's score by the router left after the most edits of the first order, NaN where it has none."""
+        first = self.rollout[self.rollout["order"] == 0]
+        last = first[first["made"] == first["made"].max()]
+        return last.set_index(QUERY)["score"].reindex(self.index).to_numpy(dtype=float)
 
     @cached_property
     def queries(self) -> pd.DataFrame:
@@ -161,6 +175,12 @@ def shared(
         }
         kept = done if beside else done[-1:]
         yield tables.point(int(number), done, found, {"entries": len(kept), "bytes": tables.bytes_of(done, kept)})
+
+
+def hm_parts(point: Point, edits: Sequence[str]) -> np.ndarray:
+    """[edits made, 3]: the parts of each edit's strict HM."""
+    past = point.outcomes["edit_id"].isin(edits)
+    return scores.by_kind(point.outcomes[past], "strict").reindex(columns=list(scores.HM_PARTS)).to_numpy(dtype=float)
 
 
 def scored(point: Point, edits: Sequence[str]) -> list[dict[str, Any]]:
