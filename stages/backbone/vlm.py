@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from stages.backbone import checkpoints
 from stages.backbone.adapters import adapt
-from stages.backbone.adapters.base import Adapter, ImageFeatures
+from stages.backbone.adapters.base import Adapter, ImageFeatures, capped
 from stages.backbone.prompts import Prompts, Query, embed
 from stages.backbone.stand_ins import LastPositions, PassThrough, branch_off
 from stages.params import UserError
@@ -84,7 +84,7 @@ class Backbone:
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of final hidden states [..., D], in float32 where the head sits; differentiable."""
         head = self.adapter.head
-        return head(states.to(head.weight.device)).float()
+        return capped(head(states.to(head.weight.device)).float(), self.adapter.softcap)
 
     @property
     def device(self) -> torch.device:
@@ -142,7 +142,7 @@ class Backbone:
 
     @contextlib.contextmanager
     def _watch(self, keep: bool, layers: Sequence[int] = ()) -> Iterator[dict[str | int, torch.Tensor]]:
-        """Record the states entering layer ℓ (`hidden`) and the edited linear map's input (`inputs`; by number in other `layers`)."""
+        """Record, to `keep`, what enters layer ℓ (`hidden`) and the edited map (`inputs`; by number in other `layers`)."""
         seen: dict[str | int, torch.Tensor] = {}
         if not keep:
             yield seen

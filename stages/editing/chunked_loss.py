@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stages.backbone.adapters.base import capped
+
 BLOCK = 2048  # rows of the head's weight at a time
 
 
@@ -44,9 +46,15 @@ class _OnePass(torch.autograd.Function):
         return slope[:, None] * gradient, None, None, None
 
 
-def target_losses(head: nn.Linear, states: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def target_losses(
+    head: nn.Linear, states: torch.Tensor, target: torch.Tensor, cap: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The cross-entropy [A] of each of the tokens `target` [A] under the language head of final states [A, D], and the logits
-    [A, V], which have no gradient: float32, where the head sits. The head itself is frozen.
+    [A, V], which have no gradient: float32, where the head sits. The head itself is frozen. Where it has a `cap`, logits are
+    bent, and all of them are kept for the gradient.
     """
     weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+    if cap is not None:
+        logits = capped(F.linear(states.to(weight), weight, bias).float(), cap)
+        return F.cross_entropy(logits, target.to(weight.device), reduction="none"), logits.detach()
     return _OnePass.apply(states.to(weight), weight, bias, target.to(weight.device))

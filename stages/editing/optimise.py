@@ -86,7 +86,7 @@ def judge(backbone: Backbone, batch: Batch, edit: Edit, prompts: Prompts | None 
             prompts = prompts or backbone.prompts([request.query for request in batch.requests])
             states = answer_states(backbone, prompts, batch.target, batch.real)
     target, real = batch.target[batch.real], batch.real.to(states.device)
-    losses, logits = target_losses(backbone.adapter.head, states[real], target)
+    losses, logits = target_losses(backbone.adapter.head, states[real], target, backbone.adapter.softcap)
     rows = torch.nonzero(real)[:, 0].to(losses.device)
     totals = losses.new_zeros(len(real)).index_add(0, rows, losses)
     wanted = logits.gather(1, target[:, None].to(logits.device))

@@ -15,8 +15,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, PretrainedConfig
 
-# Names that a checkpoint's prompt.json may have from earlier versions.
-FORMERLY = {"marks": "image_delimiters", "lead": "answer_prefix"}
+from stages.backbone.tower import flatten
+from stages.params import UserError
+
+PROMPT = ("template", "image_delimiters", "answer_prefix", "end")  # what a checkpoint's prompt.json may say
+FORMERLY = {"marks": "image_delimiters", "lead": "answer_prefix"}  # names that it may have from earlier versions
+SHORTLY = "\nAnswer the question using a single word or phrase."  # of LLaVA 1.5 (Liu et al., 2023, table 7), as others ask too
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,24 @@ class Adapter:
         `end`.
         """
         self.model, self.tokenizer, self.process = model, tokenizer, process
-        for name, value in (prompt or {}).items():
-            setattr(self, FORMERLY.get(name, name), value)
+        for key, value in (prompt or {}).items():
+            if (name := FORMERLY.get(key, key)) not in PROMPT:
+                raise UserError(f"prompt.json: {key}: {value!r}: unknown key; allowed: {', '.join(PROMPT)}")
+            setattr(self, name, value)
         self.template = self.template.replace("{bos}", tokenizer.bos_token or "")
-        self.end = self.end or tokenizer.eos_token
+        self.end = self.end or self._ends() or tokenizer.eos_token
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)
+
+    def _ends(self) -> str | None:
+        """The first token that the model's own generation ends at: BLIP-2 over OPT ends at a line break."""
+        told = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        first = told[0] if isinstance(told, list) else told
+        return None if first is None else self.tokenizer.convert_ids_to_tokens(first)
+
+    @property
+    def softcap(self) -> float | None:
+        """Logits are bent to lie within this number of 0, None where they stay as they are."""
+        return None
 
     @property
     def image_id(self) -> int:
@@ -87,8 +104,8 @@ class Adapter:
         return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
-        """What `get_image_features` takes for one picture."""
-        return self.process(images=image.convert("RGB"), return_tensors="pt")
+        """What `get_image_features` takes for one picture; what is transparent is white, as the embedded towers see it."""
+        return self.process(images=flatten(image), return_tensors="pt")
 
     def enter(self, value: torch.Tensor) -> torch.Tensor:
         """An input of the image tower where the tower sits, and in its type."""
@@ -128,3 +145,8 @@ class Adapter:
         seen = seen | torch.eye(length, dtype=torch.bool, device=device)
         dtype = self.embed.weight.dtype
         return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits bent to lie within `cap` of 0, as they are where it is None."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -6,9 +6,11 @@ from stages.backbone.adapters.base import Adapter
 
 
 class Architecture(Adapter):
-    """The language model is a causal one inside `language_model`; encoder-decoder models are not edited here."""
+    """The language model is a causal one inside `language_model`; encoder-decoder models are not edited here. The prompt is
+    the one that the authors' code (LAVIS) evaluates VQA with.
+    """
 
-    template = "{image}{bos}Question: {question} Answer:"
+    template = "{image}{bos}Question: {question} Short answer:"
     image_delimiters = ("", "")
     connector = "language_projection"
 

@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from stages.backbone.adapters.base import Adapter
+from stages.backbone.tower import flatten
 
 
 class Architecture(Adapter):
@@ -18,4 +19,4 @@ class Architecture(Adapter):
     connector = "connector"
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
-        return self.process(images=image.convert("RGB"), return_tensors="pt", do_image_splitting=False)
+        return self.process(images=flatten(image), return_tensors="pt", do_image_splitting=False)

@@ -9,12 +9,13 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from stages.backbone.adapters import blip_2
+from stages.backbone.tower import flatten
 
 
 class Architecture(blip_2.Architecture):
-    """`process` holds the image processor and the Q-Former's tokenizer."""
+    """`process` holds the image processor and the Q-Former's tokenizer. The prompt is that of the paper's appendix for VQA."""
 
-    template = "{image}{bos}{question}"
+    template = "{image}{bos}Question: {question} Short answer:"
     reads_question = True
 
     @staticmethod
@@ -24,5 +25,5 @@ class Architecture(blip_2.Architecture):
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
         asked = self.process.qformer_tokenizer(question, return_tensors="pt")
-        pixels = self.process.image_processor(images=image.convert("RGB"), return_tensors="pt")
+        pixels = self.process.image_processor(images=flatten(image), return_tensors="pt")
         return {**pixels, "qformer_input_ids": asked.input_ids, "qformer_attention_mask": asked.attention_mask}

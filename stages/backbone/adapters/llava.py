@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from stages.backbone.adapters.base import Adapter, ImageFeatures
+from stages.backbone.adapters.base import SHORTLY, Adapter, ImageFeatures
 from stages.backbone.tower import EfficientNetLiteConfig, preprocess
 
 
 class Architecture(Adapter):
-    """One feature a patch."""
+    """One feature a patch. The prompt is the one that the paper evaluates short answers with."""
+
+    template = "{bos}USER: {image}{question}" + SHORTLY + " ASSISTANT:"
 
     def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[ImageFeatures]:
         vision = self.model.config.vision_config

@@ -8,11 +8,15 @@ from stages.backbone.adapters.base import Adapter
 
 
 class Architecture(Adapter):
-    """The prompt attends in both directions, the answer causally."""
+    """The prompt attends in both directions, the answer causally. PaliGemma 2 bends its logits."""
 
     template = "{image}<bos>answer en {question}\n"
     image_delimiters = ("", "")
     end = "<eos>"
+
+    @property
+    def softcap(self) -> float | None:
+        return getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, grids: Sequence[torch.Tensor | None]) -> torch.Tensor:
         return super().positions(ids, mask, grids) + 1

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.backbone.adapters.base import Adapter
+from stages.backbone.adapters.base import SHORTLY, Adapter
 
 
 class Architecture(Adapter):
     """Three position axes; they agree on text."""
 
     template = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{image}{question}<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{image}{question}"
+        + SHORTLY
+        + "<|im_end|>\n<|im_start|>assistant\n"
     )
     image_delimiters = ("<|vision_start|>", "<|vision_end|>")
     end = "<|im_end|>"

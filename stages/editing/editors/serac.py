@@ -114,7 +114,8 @@ def fit_counterfactual(
         prompts, ids = told(backbone, example, rows)
         with Edit(added=added).applied(backbone):
             states = answer_states(backbone, prompts, ids)
-        return target_losses(backbone.adapter.head, states.flatten(0, 1), ids.flatten())[0].mean()
+        head, cap = backbone.adapter.head, backbone.adapter.softcap
+        return target_losses(head, states.flatten(0, 1), ids.flatten(), cap)[0].mean()
 
     learn(trained, [{"params": list(trained), "lr": settings.lr}], loss_of, settings.steps, checkpoint)
     return [tensor.detach() for tensor in trained]
