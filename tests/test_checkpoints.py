@@ -194,6 +194,8 @@ def test_architectures_that_cannot_be_edited_are_named(copied: Path, tmp_path: P
     assert "architecture: 'llama' has no adapter; allowed: blip_2" in refused(tmp_path, copied)
     (copied / "config.json").write_text(json.dumps(config | {"model_type": "blip-2", "text_config": {"model_type": "t5"}}))
     assert "encoder-decoder language model has no adapter" in refused(tmp_path, copied)
+    (copied / "config.json").write_text(json.dumps(config | {"model_type": "llava", "vision_config": {"model_type": "pixtral"}}))
+    assert "architecture: 'llava' over the vision tower 'pixtral' has no adapter; allowed: clip_" in refused(tmp_path, copied)
     (copied / "config.json").write_text(json.dumps(config | {"model_type": "gpt9000"}))
     assert "transformers cannot read its config.json" in refused(tmp_path, copied)
     (copied / "config.json").write_text(json.dumps(config | {"image_token_id": 10**6, "image_token_index": 10**6}))

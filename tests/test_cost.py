@@ -1,5 +1,6 @@
 """Costs on a tiny model: what is compared does the same work, bytes by hand, turns are taken."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -41,6 +42,20 @@ def test_the_trunk_saves_time_and_nothing_else(cell: Cell) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in cell.backbone.model.state_dict().items())
 
 
+def times(weight: torch.Tensor, inputs: torch.Tensor, unedited: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """An output that is a plain function."""
+    return inputs @ weight.T
+
+
+def closing_over(weight: torch.Tensor, scale: float) -> Callable[..., torch.Tensor]:
+    """An output that closes over its weight, in a function within a function."""
+
+    def scaled(inputs: torch.Tensor) -> torch.Tensor:
+        return scale * inputs @ weight.T
+
+    return lambda inputs, unedited, prompt: scaled(inputs)
+
+
 def test_bytes_by_hand(backbone) -> None:
     weight, delta = torch.zeros(3, 4), torch.zeros(5, 2)
     assert size_of(Edit(Layer(weight))) == 48
@@ -48,6 +63,7 @@ def test_bytes_by_hand(backbone) -> None:
     added = Edit(added={backbone.edited: Difference(delta)}, prefix=(1, 2, 3))
     assert size_of(added) == 40 + 24
     assert size_of(added, shared=[delta]) == 24
+    assert size_of(Edit(output=closing_over(weight, scale=2.0))) == size_of(Edit(output=partial(times, weight))) == 48
     assert tensors_in({"a": [{"b": delta}], "c": "text"}) == [delta]
 
 

@@ -107,6 +107,7 @@ def embed(
     told = [tokens(adapter, tokenizer, query, picture) for query, picture in zip(queries, pictures, strict=True)]
     shared = beginnings(adapter, queries, told, pictures)
     length, start = max(len(one.ids) for one in told), shared[0] if shared else 0
+    adapter.fits(length)
     ids = torch.full((len(told), length), padding)
     spans = {name: torch.zeros(len(told), length, dtype=torch.bool) for name in SPANS}
     for row, one in enumerate(told):

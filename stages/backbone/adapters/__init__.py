@@ -25,4 +25,10 @@ def architecture(config: PretrainedConfig) -> type[Adapter]:
         raise UserError(f"architecture: {kind!r} has no adapter; allowed: {', '.join(known)}")
     if config.text_config.is_encoder_decoder:
         raise UserError(f"architecture: {kind!r} over an encoder-decoder language model has no adapter; allowed: a decoder alone")
-    return importlib.import_module(f"stages.backbone.adapters.{kind}").Architecture
+    found = importlib.import_module(f"stages.backbone.adapters.{kind}").Architecture
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if found.towers and tower not in found.towers:
+        raise UserError(
+            f"architecture: {kind!r} over the vision tower {tower!r} has no adapter; allowed: {', '.join(found.towers)}"
+        )
+    return found

@@ -48,6 +48,7 @@ class Adapter:
     linear = "mlp.up_proj"
     connector = "multi_modal_projector"
     reads_question = False
+    towers: tuple[str, ...] = ()  # the `model_type` of vision towers that it knows, any where none is named
 
     def __init__(self, model: nn.Module, tokenizer: Any, process: Any = None, prompt: Mapping[str, Any] | None = None):
         """`process` makes pixel inputs of a picture; `prompt` overrides `template`, `image_delimiters`, `answer_prefix` or
@@ -67,6 +68,13 @@ class Adapter:
         told = self.model.generation_config.eos_token_id if self.model.generation_config else None
         first = told[0] if isinstance(told, list) else told
         return None if first is None else self.tokenizer.convert_ids_to_tokens(first)
+
+    def fits(self, positions: int) -> None:
+        """UserError where so many positions are more than a layer with a sliding window attends to."""
+        config = self.decoder.config
+        sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        if sliding and positions > config.sliding_window:
+            raise UserError(f"prompt: {positions} positions; allowed: {config.sliding_window}, the model's sliding window")
 
     @property
     def softcap(self) -> float | None:

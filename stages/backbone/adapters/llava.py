@@ -11,6 +11,7 @@ from stages.backbone.tower import EfficientNetLiteConfig, preprocess
 class Architecture(Adapter):
     """One feature a patch. The prompt is the one that the paper evaluates short answers with."""
 
+    towers = ("clip_vision_model", "siglip_vision_model", EfficientNetLiteConfig.model_type)  # Pixtral's breaks rows
     template = "{bos}USER: {image}{question}" + SHORTLY + " ASSISTANT:"
 
     def show(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[ImageFeatures]:

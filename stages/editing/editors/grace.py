@@ -26,7 +26,7 @@ class Settings(Hyper):
     lr: float = entry(number(above=0), default=1.0)
     steps: int = entry(count(1), default=100)
     margin: float = entry(number(0), default=0.1)
-    replace: str = entry(one_of("last", "prompt", "all"), default="all")
+    replace: str = entry(one_of("last", "prompt", "all"), default="prompt")
 
 
 def edit(backbone: Backbone, request: Request, settings: Settings) -> Edit:
