@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +75,7 @@ class Params:
     datasets: Mapping[str, Dataset]
     edits: Edits
     methods: Mapping[str, Method]
+    scopes: Mapping[str, Method]  # methods that have another's edits
     sequence: Sequence
     layers: Layers
     seeds: Mapping[str, int]
@@ -88,13 +89,18 @@ class Params:
     def dataset(self, name: str) -> Dataset:
         return _pick("dataset", self.datasets, name)
 
+    @property
+    def compared(self) -> Mapping[str, Method]:
+        """All methods: those that make edits, and those that reach otherwise with another's."""
+        return {**self.methods, **self.scopes}
+
     def method(self, name: str) -> Method:
-        return _pick("method", self.methods, name)
+        return _pick("method", self.compared, name)
 
     def is_ours(self, method: Method) -> bool:
         """Whether it is BalancEdit with the key and the radius of the global sections, and no cross with another's."""
-        own = (method.editor, method.router, method.key, method.radius)
-        return own == ("balancedit", "codebook", self.key, self.radius)
+        own = (method.editor, method.router, method.key, method.radius, method.scope, method.edits)
+        return own == ("balancedit", "codebook", self.key, self.radius, "ball", None)
 
 
 def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
@@ -106,6 +112,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     for name in set(keys) & set(SPANS):
         raise refuse("keys: the name", name, f"another than {', '.join(SPANS)}, the edited layer's own")
     key = read_section(Key, "key", raw["key"], stages)
+    one_of(*SPANS, *keys)("key.span", key.span, stages)
     radius = read_section(Radius, "radius", raw["radius"], stages)
 
     def method(at: str, value: Any, name: str) -> Method:
@@ -117,9 +124,20 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         expect(f"{at}.sequence.", length, ["shared"], [])  # samples are made for as many edits as the section says
         own_sequence = read_section(Sequence, f"{at}.sequence", length, stages, base=sequence)
         sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
-        common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published", "seeds")}
+        common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published", "seeds", "scope")}
         hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
         return read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
+
+    def sharing(at: str, value: Any, name: str) -> Method:
+        own = mapping(at, value)
+        expect(f"{at}.", own, ["edits", "key", "published", "radius", "scope"], ["edits"])
+        base = methods[one_of(*methods)(f"{at}.edits", own["edits"], stages)]
+        if base.router != "codebook":
+            raise refuse(f"{at}.edits", base.name, ", ".join(m.name for m in methods.values() if m.router == "codebook"))
+        if name in methods:
+            raise refuse("scopes: the name", name, "another than those of methods")
+        reach = {k: v for k, v in own.items() if k != "edits"} | {"editor": base.editor, "router": base.router}
+        return replace(method(at, reach, name), edits=base.name, hyper=base.hyper, seeds=base.seeds)
 
     def backbone(at: str, value: Any, name: str) -> Backbone:
         if "checkpoint" in mapping(at, value):
@@ -148,10 +166,11 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
     sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
     methods = _axis("methods", raw, method)
+    scopes = _named("scopes", raw["scopes"], sharing, name=True)
     without = [d.name for d in datasets.values() if not min(d.dev, edits.dev)]
-    for one in methods.values():
-        if one.scope_value == DEV and without:
-            at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.scope]
+    for one in [*methods.values(), *scopes.values()]:
+        if one.number_value == DEV and without:
+            at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.number]
             raise UserError(f"{at}: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number")
     for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", methods)):
         for one in getattr(sequence, axis):
@@ -176,6 +195,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         datasets=datasets,
         edits=edits,
         methods=methods,
+        scopes=scopes,
         sequence=sequence,
         layers=read_section(Layers, "layers", raw["layers"], stages),
         seeds=_axis("seeds", raw, seed),

@@ -38,6 +38,7 @@ DEV = "dev"
 TOWER = "tower"
 DISTANCES = ("euclidean", "cosine")
 POSITIVES = 3  # rephrasings for training an edit has
+VIEWS = 3  # views of its picture
 NEGATIVES = ("black", "white", "noise", "random", "nearest", "other_question")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "cpu", "cuda")
@@ -226,7 +227,8 @@ class Method:
 
     `key`, `radius` and `sequence` are the global sections under the method's own entries. `threshold` is that of a `builtin`
     router, `published` the value of the scope's number in the method's paper or official code; a random method is repeated with
-    the first `seeds`, all where there is no number.
+    the first `seeds`, all where there is no number. `scope` says how far its edits reach behind a codebook. Where it has another
+    method's `edits`, it makes none.
     """
 
     name: str
@@ -238,10 +240,17 @@ class Method:
     threshold: float | str = entry(number(word=DEV), default=DEV)
     published: float | None = entry(number(), default=None)
     seeds: int | None = entry(count(1), default=None)
+    scope: str = entry(module_of("scoring/scopes"), default="ball")
+    edits: str | None = None
     hyper: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def scope(self) -> str | None:
+    def made_as(self) -> str:
+        """The method whose edits these are."""
+        return self.edits or self.name
+
+    @property
+    def number(self) -> str | None:
         """The name of the number that decides how far the method's edits reach: alpha, epsilon or threshold; None without one."""
         if self.router == "builtin":
             return "threshold"
@@ -250,11 +259,11 @@ class Method:
         return "alpha" if self.radius.strategy in WEIGHED else "epsilon" if self.radius.strategy == "constant" else None
 
     @property
-    def scope_value(self) -> float | str | None:
+    def number_value(self) -> float | str | None:
         """That number, `dev` where it is to be chosen on dev edits."""
-        if self.scope is None:
+        if self.number is None:
             return None
-        return self.threshold if self.scope == "threshold" else getattr(self.radius, self.scope)
+        return self.threshold if self.number == "threshold" else getattr(self.radius, self.number)
 
     def grid(self, cls: type[T]) -> list[T]:
         """All combinations of the hyper-parameters, of which a list holds several values to choose from, as an editor's

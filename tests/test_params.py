@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from stages.params import UserError, derive_seed, load, run, write_atomically
 from stages.sections import count, entry
-from stages.settings import Edits
+from stages.settings import Edits, Place
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def stages(tmp_path):
     """A stages folder with the modules that the committed params.yaml names, and some that serve them."""
     editors = {method["editor"] for method in YAML(typ="safe").load(TEXT)["methods"].values()}
     modules = [*(f"editing/editors/{editor}" for editor in sorted(editors)), "editing/editors/__init__", "editing/codebook"]
-    modules += ["okedit/sources/embedded", "okedit/sources/evqa"]
+    modules += ["okedit/sources/embedded", "okedit/sources/evqa", "scoring/scopes/ball", "scoring/scopes/two_keys"]
     modules += ["backbone/families/llava_smollm2", "backbone/families/blip2_smollm2"]
     for module in modules:
         path = tmp_path / "stages" / f"{module}.py"
@@ -171,14 +171,14 @@ def test_a_wrong_value_is_named_with_its_key_and_what_is_allowed(stages, keys, v
 def test_the_number_of_a_scope_is_its_routers(stages):
     """α of a balanced radius, ε of a constant one, the threshold of an editor's own router; others have none."""
     params = load_text(TEXT, stages)
-    found = {name: (params.method(name).scope, params.method(name).scope_value) for name in params.methods}
+    found = {name: (params.method(name).number, params.method(name).number_value) for name in params.methods}
     assert found["balancedit"] == ("alpha", "dev") and found["balancedit_published"] == ("alpha", 0.5)
     assert found["grace"] == ("epsilon", "dev") and found["grace_published"] == ("epsilon", 1.0)
     assert found["wise"] == ("threshold", "dev") and found["wise_published"] == ("threshold", 0.88)
     assert found["base"] == found["ft"] == (None, None)
     assert (params.method("wise").published, params.method("grace").published, params.method("ft").published) == (0.88, 1.0, None)
     positive = load_with(stages, "radius", "strategy", value="positive").method("balancedit")
-    assert (positive.scope, positive.scope_value) == (None, None)
+    assert (positive.number, positive.number_value) == (None, None)
 
 
 def test_rollouts_are_shorter_but_for_the_first_pair(stages):
@@ -200,7 +200,7 @@ def test_rollouts_are_shorter_but_for_the_first_pair(stages):
 def test_what_is_chosen_on_dev_edits_needs_some(stages, name, keys, words):
     raw = YAML(typ="safe").load(TEXT)
     raw["edits"]["dev"], raw["radius"]["alpha"], raw["sequence"]["methods"] = 0, 0.5, [name]
-    raw["methods"] = {name: raw["methods"][f"{name}_published"]}
+    raw["methods"], raw["scopes"] = {name: raw["methods"][f"{name}_published"]}, {}
     path = stages.parent / "params.yaml"
     YAML().dump(raw, path)
     load(path, stages)
@@ -332,3 +332,42 @@ def test_run_ends_an_interrupt_in_one_line_and_130():
 def test_an_error_of_the_program_itself_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+def test_a_scope_has_anothers_edits(stages: Path) -> None:
+    entry = {"edits": "balancedit", "scope": "two_keys", "radius": {"alpha": 0.25}}
+    params = load_with(stages, "scopes", value={"mine": entry})
+    mine, base = params.method("mine"), params.method("balancedit")
+    assert (mine.made_as, mine.scope, mine.radius.alpha, mine.hyper) == ("balancedit", "two_keys", 0.25, base.hyper)
+    assert (base.made_as, base.scope) == ("balancedit", "ball") and "mine" not in params.methods and "mine" in params.compared
+    assert params.is_ours(base) and not params.is_ours(mine)
+    assert load_with(stages, "scopes", value={}).scopes == {}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"scope": "two_keys"}, "scopes.mine.edits: missing"),
+        ({"edits": "rome"}, "scopes.mine.edits: 'rome' is not allowed"),
+        ({"edits": "ft"}, "scopes.mine.edits: 'ft' is not allowed; allowed: grace"),
+        ({"edits": "grace", "scope": "three_keys"}, "scopes.mine.scope: 'three_keys' is not allowed; allowed: ball"),
+        ({"edits": "grace", "lr": 1.0}, "scopes.mine.lr: 1.0: unknown key; allowed: edits, key"),
+    ],
+)
+def test_a_scope_that_cannot_be_is_refused(stages: Path, entry: dict, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_with(stages, "scopes", value={"mine": entry})
+
+
+def test_keys_are_read_and_named(stages: Path) -> None:
+    keys = {"shown": {"where": "connector", "span": "image"}, "deep": {"where": 3, "span": "last"}}
+    params = load_with(stages, "keys", value=keys)
+    assert params.keys == {"shown": Place("connector", "image"), "deep": Place(3, "last")}
+    with pytest.raises(UserError, match="keys.x.where: 'above' is not allowed; allowed: a whole number >= 0 or connector"):
+        load_with(stages, "keys", value={"x": {"where": "above", "span": "image"}})
+    with pytest.raises(UserError, match="keys: the name: 'prompt' is not allowed"):
+        load_with(stages, "keys", value={"prompt": {"where": 3, "span": "last"}})
+    with pytest.raises(
+        UserError, match="key.span: 'shown' is not allowed; allowed: prompt, question, image, last, teacher_forced"
+    ):
+        load_with(stages, "key", "span", value="shown")

@@ -8,7 +8,7 @@ import pytest
 from test_metrics import METHOD, NAN, RADIUS, row
 
 from stages.params import UserError
-from stages.scoring import scope
+from stages.scoring import routing, scope
 from stages.settings import Method
 
 ALPHA = replace(METHOD, radius=replace(RADIUS, alpha="dev"))
@@ -107,9 +107,9 @@ def test_dev_edits_alone_settle_the_number(method: Method, name: str) -> None:
     """What is perfect for the dev edit (3 in, 7 out) is not for the test edit, which would want 5 in and 5.5 out."""
     both = trace(edit("a", 0.0, 3.0, 3.0, 7.0), edit("b", 0.0, 5.0, 5.0, 5.5, split="test"))
     found = scope.settled(method, both)
-    assert found.scope_value == scope.choose(both[both["split"] == "dev"], method).method.scope_value != "dev"
+    assert found.number_value == scope.choose(both[both["split"] == "dev"], method).method.number_value != "dev"
     more = both.assign(seed=1, target_on=False)
-    assert scope.settled(method, pd.concat([more, both])).scope_value == found.scope_value  # of several seeds the first
+    assert scope.settled(method, pd.concat([more, both])).number_value == found.number_value  # of several seeds the first
     with pytest.raises(UserError, match=f"^{name}: 'dev' .* without dev edits; allowed: a number"):
         scope.settled(method, both[both["split"] == "test"])
 
@@ -128,3 +128,32 @@ def test_what_is_settled_stays_and_alpha_is_nan_where_it_has_no_use() -> None:
     assert np.isnan(found.alpha) and found.epsilon == constant.radius.epsilon
     for router in ("always", "never", "oracle"):
         assert scope.settled(replace(ALPHA, router=router), dev) == replace(ALPHA, router=router)
+
+
+def two_keys(name: str, *places: tuple[float, float]) -> list[dict]:
+    """One edit whose queries lie so far in picture and question; views at 1, the nearest picture at 3, rephrasings at ½ and
+    another question at 1½.
+    """
+    rows = [row(name, i, kind, 0.0, split="dev") for i, kind in enumerate(KINDS)]
+    samples = [("sample_view", 1.0, 0.0), ("sample_nearest", 3.0, 0.1), ("sample_positive", 0.0, 0.5)]
+    rows += [row(name, 9 + i, kind, 0.0, split="dev") for i, (kind, *_) in enumerate(samples)]
+    rows.append(row(name, 20, "sample_other_question", 0.0, split="dev"))
+    far = [*places, *(pair[1:] for pair in samples), (0.0, 1.5)]
+    return [one | {"euclidean_picture": a, "euclidean_last": b} for one, (a, b) in zip(rows, far, strict=True)]
+
+
+TWO = replace(ALPHA, scope="two_keys")
+
+
+def test_two_keys_by_hand() -> None:
+    """At α = ½ an edit reaches 2 by its picture and 1 by its question: within both, within one, without a picture."""
+    one = trace(two_keys("a", (0.0, 0.0), (0.0, 0.9), (2.0, 1.05), (NAN, 0.0)))
+    assert routing.routed_on(one, scope.at(TWO, 0.5))[:4].tolist() == [True, True, False, False]
+    assert routing.routed_on(one, scope.at(TWO, 0.4))[:4].tolist() == [True, True, True, False]
+    # ε = 3 − 2α by the picture and 1½ − α by the question: the later of both lets a query in
+    assert scope.entering(one, TWO)[:3].tolist() == pytest.approx([1.5, 0.6, 0.45]) and np.isnan(scope.entering(one, TWO)[3])
+
+
+def test_a_scope_without_its_key_is_named() -> None:
+    with pytest.raises(UserError, match="keys: 'picture' is missing"):
+        routing.routed_on(trace(edit("a", 0.0, 3.0, 6.0, 8.0)), scope.at(TWO, 0.5))

@@ -92,7 +92,13 @@ def sample_counts(sweep: Sweep) -> pd.DataFrame:
 
 def spans(sweep: Sweep) -> pd.DataFrame:
     """Each key span in turn; `teacher_forced` is the leak of the authors' released code."""
-    return sweep.variants(({"key": Key(span)}, {"span": span}) for span in SPANS)
+    return sweep.variants(({"key": Key(span)}, {"span": span}) for span in keys_of(sweep.trace))
+
+
+def keys_of(trace: pd.DataFrame) -> list[str]:
+    """The keys that a trace has distances to: the spans of the edited layer, then those that are read elsewhere."""
+    found = [column.removeprefix("euclidean_") for column in trace if column.startswith("euclidean_")]
+    return sorted(found, key=lambda key: (SPANS.index(key) if key in SPANS else len(SPANS), key))
 
 
 def routers(sweep: Sweep, ours: Method) -> pd.DataFrame:
@@ -116,7 +122,7 @@ def areas(sweep: Sweep) -> pd.DataFrame:
     reached = trace[trace["kind"].isin(scores.GENERALITY)]
     others = {kind: trace[trace["kind"] == kind] for kind in scores.LOCALITY}
     rows = []
-    for distance, span in ((d, s) for d in DISTANCES for s in SPANS):
+    for distance, span in ((d, s) for d in DISTANCES for s in keys_of(trace)):
         near = reached[f"{distance}_{span}"].to_numpy()
         for kind, other in others.items():
             if len(other) and len(near):

@@ -62,7 +62,7 @@ def tried(team: Team, records: Records) -> pd.DataFrame:
         parts.append(at.parts)
         means = dict(zip(scores.HM_PARTS, scores.nanmean(at.parts), strict=True))
         steps = float(trace.groupby("edit_id")["steps"].first().mean())
-        number = at.method.scope_value if at.method.scope else float("nan")
+        number = at.method.number_value if at.method.number else float("nan")
         found.append({"setting": label(hyper), "scope": number} | means | {"hm": float(scores.hm_of(at.parts)), "steps": steps})
     cell = dict(zip(AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
     table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)

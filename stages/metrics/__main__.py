@@ -5,9 +5,11 @@ python -m stages.metrics
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,8 @@ from stages.metrics import frontier, paired, strata
 from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scores
-from stages.scoring.scope import settled
+from stages.scoring.scope import choose, settled
+from stages.settings import DEV, Method
 
 AXES = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "detectable", "n"]
@@ -49,14 +52,14 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
     """
     dataset, backbone = place
     scored, radii, outcomes, used, tried, stratified, curves, areas, draws, tables = [], [], [], [], [], [], [], [], None, {}
-    for method in params.methods.values():
+    for method in params.compared.values():
         cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
-        trace = read_trace(dataset, backbone, method.name)
+        trace = read_trace(dataset, backbone, method.made_as)
         used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
-        tried += tuning.of_cell((dataset, backbone, method.name))
+        tried += tuning.of_cell((dataset, backbone, method.name)) if method.edits is None else chosen_for(method, trace, cell)
         method = settled(method, trace)
         routed = routing.route(trace, routing.routed_on(trace, method))
-        if method.router == "codebook":
+        if method.router == "codebook" and method.scope == "ball":
             radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
         routed = routed[routed["split"] == "test"].assign(**cell)
         outcomes.append(routed)
@@ -89,6 +92,24 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
         "paired": compared[[*AXES, *PAIRED]],
         "outcomes": pd.concat(outcomes),
     }
+
+
+def chosen_for(method: Method, trace: pd.DataFrame, cell: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The line of what dev edits choose for a method that has another's edits, with the settings of these: its scope alone."""
+    dev = trace[(trace["split"] == "dev") & (trace["seed"] == trace["seed"].min())]
+    if method.number_value != DEV or dev.empty:
+        return []
+    at, steps = choose(dev, method), float(dev.groupby("edit_id")["steps"].first().mean())
+    means = dict(zip(scores.HM_PARTS, scores.nanmean(at.parts), strict=True))
+    line = dict(cell) | {"setting": trace["settings"].iloc[0], "scope": at.method.number_value} | means
+    counted = {
+        "hm": float(scores.hm_of(at.parts)),
+        "tied": True,
+        "steps": steps,
+        "edits": dev["edit_id"].nunique(),
+        "chosen": True,
+    }
+    return [line | counted]
 
 
 def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:

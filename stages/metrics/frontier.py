@@ -20,8 +20,8 @@ def curve(trace: pd.DataFrame, method: Method) -> tuple[np.ndarray, np.ndarray, 
 
     Without such a number there is one value, NaN. Nothing edited stands first.
     """
-    values = [float("nan")] if method.scope is None else scope.points(trace, method, POINTS)
-    settled = [method if method.scope is None else scope.at(method, float(one)) for one in values]
+    values = [float("nan")] if method.number is None else scope.points(trace, method, POINTS)
+    settled = [method if method.number is None else scope.at(method, float(one)) for one in values]
     on = np.stack([np.zeros(len(trace), dtype=bool), *(routing.routed_on(trace, one) for one in settled)])
     parts = scores.hm_parts(trace, on)
     return np.array([np.nan, *values]), parts[..., :2].mean(-1), parts[..., 2]

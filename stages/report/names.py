@@ -12,7 +12,7 @@ METHODS = {
     "base": "Unedited", "ft": "FT", "ft_l": "FT-L", "ft_v": "FT-V", "lora": "LoRA", "ike": "IKE", "mend": "MEND",
     "serac": "SERAC", "wise": "WISE", "grace": "GRACE", "grace_5": "GRACE, ε = 5", "grace_matched": "GRACE, matched ε",
     "grace_balanced": "GRACE, balanced ε", "balancedit_matched": "BalancEdit, constant ε",
-    "balancedit_oracle": "BalancEdit, oracle", "balancedit": "BalancEdit",
+    "balancedit_oracle": "BalancEdit, oracle", "balancedit": "BalancEdit", "two_keys": "Two keys (ours)",
 }  # fmt: skip
 PUBLISHED = "_published"  # the end of the name of a method at the values of its paper or official code
 STANDS_TWICE = ("ft", "ft_l", "ft_v", "lora", "ike", "wise", "grace", "balancedit")  # tuned, and as published
@@ -46,7 +46,7 @@ NEGATIVES = {
 SAMPLE_COUNTS = {"1+1": "one each", "2+1": "2 positive", "3+1": "3 positive"} | {f"1+{n}": f"{n} negative" for n in range(2, 7)}
 SPANS = {
     "prompt": "prompt", "question": "question", "image": "image", "last": "last token",
-    "teacher_forced": "with the answer (leak)",
+    "teacher_forced": "with the answer (leak)", "picture": "picture, at the connector", "picture_6": "picture, at layer 6",
 }  # fmt: skip
 ROUTERS = {
     "configured": "as configured", "balanced": "BalancEdit's key and radius", "matched": "BalancEdit's key, one radius as wide",

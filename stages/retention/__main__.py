@@ -56,7 +56,7 @@ def reaching(place: Place, method: Method) -> dict[str, tuple[Method, str]]:
     choice = choices.of_scope(place, method)
     if choice is None:  # the method reaches in another way than any that was tried
         return {"sequence": (single, RULES[0]), "edits": (single, RULES[0])}
-    ours = scope.at(single, choice.scope) if method.scope_value == DEV else single
+    ours = scope.at(single, choice.scope) if method.number_value == DEV else single
     return {"sequence": (ours, choice.rule), "edits": (single, choice.rule)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages.params import UserError
+from stages.scoring.scopes import Part, parts_of
 from stages.settings import Key, Method, Radius
 
 EDIT = ["seed", "edit_id"]
@@ -34,23 +35,35 @@ def edits_of(trace: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def sample_distances(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
-    """Per (seed, edit): its `split`, and `d_plus` and `d_minus`, in units of the chosen distance.
+    """`part_distances` of the paper's scope, a ball around one key."""
+    return part_distances(trace, Part(key.span, "positive", radius.positives, radius.negative), radius.distance)
 
-    d⁺ is the mean distance of the first `positives` positive samples, d⁻ that of the negative ones. UserError where some edit has
-    none.
+
+def part_distances(trace: pd.DataFrame, part: Part, distance: str) -> pd.DataFrame:
+    """Per (seed, edit): its `split`, and `d_plus` and `d_minus` by a part of a scope, in units of the chosen distance.
+
+    d⁺ is the mean distance of the first positive samples, as many as count, d⁻ that of the negative ones. UserError where some
+    edit has none.
     """
     (found, rows), kind = edits_of(trace), trace["kind"]
-    far, order = trace[distance_column(key, radius)].to_numpy(), np.lexsort((trace["probe"].to_numpy(), rows))
-    positive = order[kind.eq("sample_positive").to_numpy()[order]]
+    far, order = column_of(trace, distance, part.key), np.lexsort((trace["probe"].to_numpy(), rows))
+    positive = order[kind.eq(f"sample_{part.positive}").to_numpy()[order]]
     place = pd.Series(rows[positive]).groupby(rows[positive]).cumcount().to_numpy()
-    negative = np.flatnonzero(kind.isin([f"sample_{name}" for name in radius.negative]))
-    for name, samples in (("d_plus", positive[place < radius.positives]), ("d_minus", negative)):
+    negative = np.flatnonzero(kind.isin([f"sample_{name}" for name in part.negative]))
+    for name, samples in (("d_plus", positive[place < part.count]), ("d_minus", negative)):
         samples = samples[~np.isnan(far[samples])]
         sums, counts = (np.bincount(rows[samples], values, len(found)) for values in (far[samples], None))
         found[name] = np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0)
     if found[["d_plus", "d_minus"]].isna().any(axis=None):
-        raise UserError(f"key.span: {key.span!r} has no distance for the samples of some edit; allowed: a span they all have")
+        raise UserError(f"key.span: {part.key!r} has no distance for the samples of some edit; allowed: a span they all have")
     return found
+
+
+def column_of(trace: pd.DataFrame, distance: str, key: str) -> np.ndarray:
+    """[rows]: the distances to a key; UserError where the trace has none."""
+    if (name := f"{distance}_{key}") not in trace:
+        raise UserError(f"keys: {key!r} is missing; needed: an entry of that name, for a scope that asks for it")
+    return trace[name].to_numpy(dtype=float)
 
 
 def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
@@ -81,12 +94,21 @@ def within(trace: pd.DataFrame, reach: np.ndarray, column: str) -> np.ndarray:
     return trace[column].to_numpy() <= reach[..., edits_of(trace)[1]]
 
 
+def inside(trace: pd.DataFrame, method: Method) -> np.ndarray:
+    """[rows] bool: the query lies within the reach of its edit by every part of the method's scope."""
+    rows, found, radius = edits_of(trace)[1], np.ones(len(trace), dtype=bool), method.radius
+    for part in parts_of(method):
+        reach = widths(part_distances(trace, part, radius.distance), radius, [radius.alpha])[0]
+        found &= column_of(trace, radius.distance, part.key) <= reach[rows]
+    return found
+
+
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
     """[rows] bool: the edit answers this query.
 
-    `codebook`: inside the radius; a query without the key's span (no picture, say) never is. `builtin`: the score of the editor's
-    own router is at least the threshold.
-    `oracle`: exactly the queries that the edit must reach. `always` and `never` force it on and off.
+    `codebook`: inside the method's scope; a query without a key's span (no picture, say) never is. `builtin`: the score of the
+    editor's own router is at least the threshold. `oracle`: exactly the queries that the edit must reach. `always` and `never`
+    force it on and off.
     """
     if method.router == "builtin":
         return trace["score"].to_numpy(dtype=float) >= method.threshold
@@ -94,8 +116,7 @@ def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:
         return trace["kind"].isin(REACHED).to_numpy()
     if method.router != "codebook":
         return np.full(len(trace), method.router == "always")
-    found = radii(trace, method.key, method.radius)
-    return within(trace, found["epsilon"].to_numpy(), distance_column(method.key, method.radius))
+    return inside(trace, method)
 
 
 def route(trace: pd.DataFrame, on: np.ndarray) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from stages.params import UserError
 from stages.scoring import routing, scores
+from stages.scoring.scopes import parts_of
 from stages.settings import DEV, Method
 
 POINTS = 21  # values of a scope that every method has to choose from
@@ -33,36 +34,41 @@ class Chosen:
 
 def at(method: Method, chosen: float) -> Method:
     """The method with that number."""
-    if method.scope == "threshold":
+    if method.number == "threshold":
         return replace(method, threshold=chosen)
-    return replace(method, radius=replace(method.radius, **{method.scope: chosen}))
+    return replace(method, radius=replace(method.radius, **{method.number: chosen}))
 
 
 def entering(trace: pd.DataFrame, method: Method) -> np.ndarray:
     """[rows]: the value of the number at which each query just comes into its edit's scope; NaN where none is."""
-    if method.scope == "threshold":
+    if method.number == "threshold":
         return trace["score"].to_numpy(dtype=float)
-    far = trace[routing.distance_column(method.key, method.radius)].to_numpy(dtype=float)
-    if method.scope == "epsilon":
-        return far
-    found, rows = routing.sample_distances(trace, method.key, method.radius), routing.edits_of(trace)[1]
-    plus, minus = found["d_plus"].to_numpy(), found["d_minus"].to_numpy()
-    if method.radius.strategy == "mean":
-        plus, minus = (np.full_like(one, one.mean()) for one in (plus, minus))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return ((minus[rows] - far) / (minus - plus)[rows]).astype(float)
+    rows, distance, entered = routing.edits_of(trace)[1], method.radius.distance, []
+    for part in parts_of(method):
+        far = routing.column_of(trace, distance, part.key)
+        if method.number == "epsilon":
+            entered.append(-far)  # a larger ε lets more in, a larger α less
+            continue
+        found = routing.part_distances(trace, part, distance)
+        plus, minus = found["d_plus"].to_numpy(), found["d_minus"].to_numpy()
+        if method.radius.strategy == "mean":
+            plus, minus = (np.full_like(one, one.mean()) for one in (plus, minus))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entered.append(((minus[rows] - far) / (minus - plus)[rows]).astype(float))
+    last = np.min(entered, axis=0)
+    return -last if method.number == "epsilon" else last
 
 
 def points(trace: pd.DataFrame, method: Method, count: int = POINTS) -> np.ndarray:
     """Values to choose from, ascending: quantiles of those at which the queries of a trace come into the scope, both ends of α,
     and the published value: `count` of them, fewer where queries come in together.
     """
-    low, high = ENDS[method.scope]
+    low, high = ENDS[method.number]
     asked = ~trace["kind"].str.startswith("sample_").to_numpy(dtype=bool)
     found = entering(trace, method)[asked]
     found = found[np.isfinite(found) & (found > low) & (found < high)]
     fixed = {one for one in (low, high, method.published) if one is not None and np.isfinite(one)}
-    fixed -= {0.0} if method.scope == "epsilon" else set()
+    fixed -= {0.0} if method.number == "epsilon" else set()
     spread = np.quantile(found, np.linspace(0, 1, count - len(fixed))) if len(found) else []
     return np.unique([*fixed, *spread])
 
@@ -71,7 +77,7 @@ def choose(trace: pd.DataFrame, method: Method) -> Chosen:
     """The method as the edits of `trace` have it: the published value where it is within noise of the best (`scores.tied`), else
     the best, the middle one of equals. One without a number stays as it is.
     """
-    if method.scope is None:
+    if method.number is None:
         parts = scores.hm_parts(trace, routing.routed_on(trace, method)[None])
         return Chosen(method, np.array([np.nan]), scores.hm_of(parts), parts[0])
     values = points(trace, method)
@@ -95,11 +101,11 @@ def settled(method: Method, trace: pd.DataFrame) -> Method:
     """The method with a number where it says `dev`, chosen on the trace's dev edits of the first seed; UserError without any.
     α is NaN where the radius has no use for it.
     """
-    if method.router == "codebook" and method.scope != "alpha":
+    if method.router == "codebook" and method.number != "alpha":
         method = replace(method, radius=replace(method.radius, alpha=float("nan")))
-    if method.scope_value != DEV:
+    if method.number_value != DEV:
         return method
     dev = trace[trace["split"] == "dev"]
     if dev.empty:
-        raise UserError(f"{PLACE[method.scope]}: 'dev' is not allowed without dev edits; allowed: a number")
+        raise UserError(f"{PLACE[method.number]}: 'dev' is not allowed without dev edits; allowed: a number")
     return choose(dev[dev["seed"] == dev["seed"].min()], method).method

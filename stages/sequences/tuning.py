@@ -103,8 +103,8 @@ def ends(method: Method, tables: retention.Tables) -> Iterator[End]:
 
 def at_its_best(rule: str, method: Method, trace: pd.DataFrame, end: Callable[[Method], np.ndarray]) -> End:
     """The end at the value of the scope that dev edits choose: all values where it says `dev`, else the one there is."""
-    if method.scope is None or method.scope_value != DEV:
-        value = float("nan") if method.scope is None else float(method.scope_value)
+    if method.number is None or method.number_value != DEV:
+        value = float("nan") if method.number is None else float(method.number_value)
         return End(rule, value, end(method))
     values = scope.points(trace, method)
     parts = np.stack([end(scope.at(method, float(value))) for value in values])
