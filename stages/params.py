@@ -172,7 +172,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         if one.number_value == DEV and without:
             at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.number]
             raise UserError(f"{at}: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number")
-    for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", methods)):
+    for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", {**methods, **scopes})):
         for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)
 

@@ -58,6 +58,24 @@ def test_each_rule_is_judged_at_its_best_radius() -> None:
         assert 1 <= end.scope < 2 and scores.hm_of(end.parts) == 1
 
 
+def test_two_keys_go_where_a_query_lies_deepest() -> None:
+    """The same distances by the picture, views at 1 and the nearest picture at 9, and no question far: α from 7/8 up."""
+    tables = with_pictures(hand_made())
+    far = tables.trace["probe"].map({0: 0.0, 1: 1.0, 2: 5.0, 3: 1.0})
+    trace = tables.trace.assign(euclidean_picture=far, euclidean_last=0.0)
+    samples = [
+        trace[trace["probe"] == 0].assign(kind=f"sample_{kind}", probe=10 + i, euclidean_picture=picture, euclidean_last=last)
+        for i, (kind, picture, last) in enumerate(
+            [("view", 1.0, 0.0), ("nearest", 9.0, 0.0), ("positive", 0.0, 0.5), ("other_question", 0.0, 1.0)]
+        )
+    ]
+    image = tables.interference.rename(columns={"d": "euclidean_picture"}).assign(euclidean_last=0.0)
+    tables = replace(tables, trace=pd.concat([trace, *samples], ignore_index=True), interference=image)
+    method = replace(cells.method("balancedit"), scope="two_keys")
+    (end,) = tuning.ends(method, tables)
+    assert end.rule == "nearest" and 0.875 < end.scope <= 1 and scores.hm_of(end.parts) == 1
+
+
 def with_pictures(tables: retention.Tables) -> retention.Tables:
     """The same, where rephrasings also stand for other pictures: HM needs all three of its parts."""
     more = tables.trace[tables.trace["kind"] == "text_generality"].assign(kind="image_generality", probe=3)

@@ -1,5 +1,6 @@
 """Sequences of edits: what is traced for them, and by hand what is left after each."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -301,17 +302,22 @@ def hand_made() -> retention.Tables:
     return retention.Tables(trace, interference, pd.DataFrame(), ["x", "y"])
 
 
+def behind(tables: retention.Tables, points: list[int], *radii: float) -> Iterator[retention.Point]:
+    """x and then y, with these radii."""
+    return retention.behind(tables, [[0, 1]], points, tables.matrix("d"), np.array(radii, dtype=float), "shrink")
+
+
 def test_retention_by_hand() -> None:
     """The second edit's near picture goes to the first edit (2 ≤ 4); the held-out picture too (3 ≤ 4), by 1 alone not."""
     tables = hand_made()
-    first, both = retention.codebook(tables, [[0, 1]], [1, 2], {"x": 4, "y": 1}, "d", "shrink")
+    first, both = behind(tables, [1, 2], 4, 1)
     assert (first.made, both.made) == (1, 2) and first.counts == {"entries": 1, "taken_in": 0, "shrunk": 0, "bytes": 108}
     found = pd.DataFrame(retention.scored(both, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "reliability"] == 1 and found["strict", "text_generality"] == 1
     assert found["strict", "locality"] == 0.5  # x's near picture is 5 away, y's meets x
     assert found["strict", "held_out_locality"] == 0 and found["none", "entries"] == 2
     assert found["none", "bytes"] == 146
-    narrow = list(retention.codebook(tables, [[0, 1]], [2], {"x": 1, "y": 1}, "d", "shrink"))[0]
+    narrow = next(behind(tables, [2], 1, 1))
     found = pd.DataFrame(retention.scored(narrow, tables.edits)).set_index(["protocol", "metric"])["value"]
     assert found["strict", "locality"] == 1 and found["strict", "held_out_locality"] == 1
 
@@ -348,7 +354,7 @@ def test_an_outcome_that_is_not_known_is_an_error() -> None:
     tables = hand_made()
     tables.interference.loc[(tables.interference["entry"] == "x") & (tables.interference["edit_id"] == "y"), "same_on"] = np.nan
     with pytest.raises(UserError, match="a narrower radius"):
-        list(retention.codebook(tables, [[0, 1]], [2], {"x": 4, "y": 1}, "d", "shrink"))
+        list(behind(tables, [2], 4, 1))
 
 
 def test_each_edit_alone_by_hand() -> None:

@@ -18,15 +18,16 @@ GONE = -1.0  # the radius of an entry that answers no more
 
 @dataclass
 class Reach:
-    """The radius and the target of each entry, and the rule for conflicts."""
+    """The radius and the target of each entry, the rule for conflicts, and whether an entry `takes_in` edits of its target."""
 
     radii: list[float] = field(default_factory=list)
     targets: list[str] = field(default_factory=list)
     rule: str = "shrink"
+    takes_in: bool = True
 
     def continues(self, apart: Sequence[float], target: str) -> int:
         """The entry that answers a key, `apart` from each entry's, with `target` already; `UNEDITED` where there is none."""
-        if not self.radii:
+        if not self.radii or not self.takes_in:
             return UNEDITED
         (index,) = nearest(np.array([apart], dtype=np.float32), self.radii)
         return int(index) if index != UNEDITED and self.targets[index] == target else UNEDITED

@@ -52,10 +52,11 @@ def reaching(place: Place, method: Method) -> dict[str, tuple[Method, str]]:
     """The method with a number where its scope says `dev`, and the rule for conflicts that is its headline: as a sequence of dev
     edits chose them, and as single edits did, which know of no conflict.
     """
-    single = scope.settled(method, read_trace(*place))
+    single = scope.settled(method, read_trace(*place[:2], method.made_as))
     choice = choices.of_scope(place, method)
     if choice is None:  # the method reaches in another way than any that was tried
-        return {"sequence": (single, RULES[0]), "edits": (single, RULES[0])}
+        rule = retention.rules_of(single)[0] if single.router == "codebook" else ""
+        return {"sequence": (single, rule), "edits": (single, rule)}
     ours = scope.at(single, choice.scope) if method.number_value == DEV else single
     return {"sequence": (ours, choice.rule), "edits": (single, choice.rule)}
 
@@ -81,12 +82,12 @@ def kinds(
     few = replace(tables, edits=tables.edits[: method.sequence.rollouts(dataset, backbone)[0]])
     drawn = orders_of(params, dataset, few.edits)[:count]
     if method.router == "codebook":
-        reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
-        radii = reach.set_index("edit_id")["epsilon"].to_dict()
         whole, at = orders_of(params, dataset, tables.edits)[:count], points(params.sequence, len(tables.edits))
-        for rule in RULES:
-            found[f"codebook, {rule}"] = retention.codebook(tables, whole, at, radii, column, rule)
+        for rule in retention.rules_of(method):
+            found[f"codebook, {rule}"] = retention.codebook(tables, whole, at, method, rule)
         if len(tables.rollout):
+            reach, column = routing.radii(made, method.key, method.radius), routing.distance_column(method.key, method.radius)
+            radii = reach.set_index("edit_id")["epsilon"].to_dict()
             found["released code"] = retention.shared(few, drawn, radii, column)
     else:
         threshold = method.threshold if method.router == "builtin" else None

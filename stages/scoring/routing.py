@@ -98,9 +98,14 @@ def inside(trace: pd.DataFrame, method: Method) -> np.ndarray:
     """[rows] bool: the query lies within the reach of its edit by every part of the method's scope."""
     rows, found, radius = edits_of(trace)[1], np.ones(len(trace), dtype=bool), method.radius
     for part in parts_of(method):
-        reach = widths(part_distances(trace, part, radius.distance), radius, [radius.alpha])[0]
-        found &= column_of(trace, radius.distance, part.key) <= reach[rows]
+        found &= column_of(trace, radius.distance, part.key) <= reach(trace, part, radius).to_numpy()[rows]
     return found
+
+
+def reach(trace: pd.DataFrame, part: Part, radius: Radius) -> pd.Series:
+    """How far each edit of `edits_of` a trace reaches by a part of its scope, by its name."""
+    found = part_distances(trace, part, radius.distance)
+    return pd.Series(widths(found, radius, [radius.alpha])[0], index=found["edit_id"])
 
 
 def routed_on(trace: pd.DataFrame, method: Method) -> np.ndarray:

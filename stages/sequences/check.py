@@ -17,6 +17,7 @@ from stages.editing.edits import Edit
 from stages.editing.team import Team
 from stages.editing.trace import distances_to_key
 from stages.params import derive_seed
+from stages.scoring.scopes import parts_of
 from stages.sequences.orders import HELD_OUT, points
 from stages.sequences.probes import KEPT, ProbeSet, outcomes
 from stages.sequences.rollout import sequence
@@ -50,10 +51,10 @@ def difference(cell: Cell, item: tuple[Mapping[str, Any], Settings, Tables, int]
 
 def crossed(cell: Cell, rows: Sequence[Row], edits: Sequence[Edit], kept: pd.DataFrame) -> str:
     """The first difference in what edits do to each other's probes, as far as the table knows it, and in the distances."""
-    span = cell.method.key.span
+    keys = [part.key for part in parts_of(cell.method)]
     for (row, edit), (other, _) in permutations(zip(rows, edits, strict=True), 2):
         probes = ProbeSet.of(cell, other)
-        apart = distances_to_key({span: probes.states.phi[span]}, cell.states(row).key)
+        apart = distances_to_key({key: probes.states.phi[key] for key in keys}, cell.states(row).key)
         again = pd.DataFrame(probes.labels()).assign(**{name: apart[name] for name in apart})
         there = kept[kept["entry"] == row["edit_id"]]
         met = there.set_index(check.QUERY).reindex(pd.MultiIndex.from_frame(again[check.QUERY]))[list(KEPT)].notna().to_numpy()

@@ -32,7 +32,7 @@ class Choice:
 def reach(method: Method) -> str:
     """A digest of how a method's edits reach, but for the value of its scope."""
     radius = asdict(method.radius) | {"alpha": 0.0, "epsilon": 0.0}
-    return hashlib.sha256(json.dumps([method.router, asdict(method.key), radius]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([method.router, method.scope, asdict(method.key), radius]).encode()).hexdigest()[:16]
 
 
 def choice_of(line: Line) -> Choice:

@@ -5,8 +5,8 @@ transformation. Which key is nearest at some point of some order is known before
 key is kept, and its outcome under each edit that may answer it then: radii are arithmetic (`stages.retention`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,12 @@ from stages.editing.edits import Edit
 from stages.editing.resume import Records
 from stages.editing.team import Team
 from stages.editing.trace import distances_to_key
+from stages.scoring import routing
+from stages.scoring.scopes import parts_of
 from stages.sequences.orders import HELD_OUT
 from stages.sequences.probes import KEPT, ProbeSet, Row, outcomes, probe_sets
 
+ALPHAS = 41  # weights α of a scope of several keys whose routings are made
 SPARE = 2.0  # an entry may widen so many times its farthest sample as it takes in edits of its target
 Orders = Sequence[Sequence[int]]
 Table = np.ndarray  # [queries, edits]: a row each probe of all that is asked, a column each edit that is made
@@ -104,9 +107,8 @@ def chosen(probes: Sequence[ProbeSet], wanted: np.ndarray) -> list[ProbeSet]:
 
 
 def distances(cell: Cell, made: Sequence[Row], probes: Sequence[ProbeSet]) -> dict[str, Table]:
-    """Of every probe to every key by the method's span, by distance; NaN where a query has no such span."""
-    span = cell.method.key.span
-    phi = {span: torch.cat([one.states.phi[span] for one in probes])}
+    """Of every probe to every edit by the keys of the method's scope, by distance; NaN where a query has no such key."""
+    phi = {part.key: torch.cat([one.states.phi[part.key] for one in probes]) for part in parts_of(cell.method)}
     found = [distances_to_key(phi, cell.states(row).key) for row in made]
     return {name: np.stack([one[name] for one in found], 1) for name in found[0]}
 
@@ -117,17 +119,44 @@ def may_answer(
     """[queries, edits] bool: by some distance, the edit may answer the query at some point of some order; not the query's own."""
     numbers = {row["edit_id"]: i for i, row in enumerate(made)}
     owner = np.array([numbers.get(one.row["edit_id"], -1) for one in probes for _ in one.probes])
-    reaches, targets, wanted = [reach(cell, row) for row in made], [row["target"] for row in made], []
+    targets, wanted, subsets = [row["target"] for row in made], [], [order[:points] for order in drawn for points in at]
+    firsts = [int(np.argmax(owner == i)) for i in range(len(made))]  # an edit's own query is its first
+    if len(parts_of(cell.method)) > 1:
+        for share in shares(tables, cell, made):
+            keys = share[firsts]
+            again = (keys <= SAME) & (np.array(targets)[:, None] != np.array(targets))
+            wanted.append(nearest(share, owner, again.any(0), subsets) & (share <= 1))
+        return np.any(wanted, axis=0) & (np.arange(len(made)) != owner[:, None])
+    reaches = [reach(cell, row) for row in made]
     for name, table in tables.items():
-        keys = table[[int(np.argmax(owner == i)) for i in range(len(made))]]  # an edit's own query is its first
+        keys = table[firsts]
         taken = may_take_in(keys, [far[name] for far in reaches], targets, drawn)
         again = (keys <= SAME) & (np.array(targets)[:, None] != np.array(targets))  # an edit of the same fact takes the place
-        found = nearest(table, owner, taken.any(0) | again.any(0), [order[:points] for order in drawn for points in at])
+        found = nearest(table, owner, taken.any(0) | again.any(0), subsets)
         found |= found @ taken  # an entry answers with the newest edit that it has taken in
         wanted.append(found & np.isfinite(table))
     answers = np.any(wanted, axis=0)
     answers[np.arange(len(owner)), owner] &= owner < 0
     return answers
+
+
+def shares(tables: Mapping[str, Table], cell: Cell, made: Sequence[Row]) -> Iterator[Table]:
+    """How deep every query lies in every edit's scope of several keys, its largest distance as a share of the reach, under each
+    weight α that there is to choose from.
+    """
+    parts, distance, listed = parts_of(cell.method), cell.method.radius.distance, []
+    for row in made:
+        probes, states = cell.queries[row["edit_id"]], cell.states(row)
+        apart = distances_to_key({part.key: states.phi[part.key] for part in parts}, states.key)
+        kinds = {"probe": range(len(probes)), "kind": [probe.kind for probe in probes]}
+        listed.append(pd.DataFrame(kinds | apart).assign(seed=0, edit_id=row["edit_id"], split=row["split"]))
+    samples, edits = pd.concat(listed, ignore_index=True), [row["edit_id"] for row in made]
+    for alpha in np.linspace(0, 1, ALPHAS):
+        radius = replace(cell.method.radius, alpha=float(alpha))
+        far = [routing.reach(samples, part, radius).loc[edits].to_numpy() for part in parts]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = [tables[f"{distance}_{part.key}"] / reach for part, reach in zip(parts, far, strict=True)]
+        yield np.nan_to_num(np.max(each, axis=0), nan=np.inf)
 
 
 def reach(cell: Cell, row: Row) -> dict[str, float]:

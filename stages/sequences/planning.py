@@ -47,7 +47,7 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
     rows = in_sequence(source.edits(params.dataset(dataset).name), params.edits, count)
     made = Plan.of(params, dataset, backbone, name, rows, source)
     asked = [size.edits, *rolled, size.orders, size.at, size.probes]
-    digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, asked, params.seed)
+    digest = made.made_from(source, rows, made.seeds[:1], method.router, method.key.span, method.scope, asked, params.seed)
     by = code.of_editor(method.editor, "stages.sequences.chain", *made.adapters)
     there, choice = cache.KEPT / made.name, known(made)
     settings, chosen_by = (settings_of(made, choice), choice.code) if choice else (None, None)
@@ -57,7 +57,8 @@ def plan(params: Params, dataset: str, backbone: str, name: str, source: Source 
 
 def settings_of(made: Plan, choice: Choice) -> dict[str, Mapping[str, Any]]:
     """The settings of a cell's sequences: of the `sequence` that dev edits make, and of single `edits`."""
-    return {"sequence": choice.settings, "edits": Stamp.read(traces.STAMPS / f"{made.name}.json").settings}
+    single = f"{made.dataset}-{made.backbone_name}-{made.method.made_as}"
+    return {"sequence": choice.settings, "edits": Stamp.read(traces.STAMPS / f"{single}.json").settings}
 
 
 def made_from(plan: Plan) -> str:

@@ -43,12 +43,18 @@ class Replay:
 
 
 def replay(
-    order: Sequence[int], table: np.ndarray, radii: Sequence[float], targets: Sequence[str], points: Sequence[int], rule: str
+    order: Sequence[int],
+    table: np.ndarray,
+    radii: Sequence[float],
+    targets: Sequence[str],
+    points: Sequence[int],
+    rule: str,
+    takes_in: bool = True,
 ) -> Iterator[tuple[int, Replay]]:
     """Make edits in `order` under a rule for conflicts; gives the state after each number of edits in `points`. `table` [queries,
-    edits] is of distances.
+    edits] is of distances. Unless an entry `takes_in` edits of its target, each has one of its own.
     """
-    state = Replay(np.asarray(table, dtype=np.float32), Reach(rule=rule))
+    state = Replay(np.asarray(table, dtype=np.float32), Reach(rule=rule, takes_in=takes_in))
     for made, edit in enumerate(order, 1):
         state.add(edit, radii[edit], targets[edit])
         if made in points:

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stages.editing.conflicts import RULES
 from stages.params import UserError
-from stages.scoring import scores
+from stages.scoring import routing, scores
+from stages.scoring.scopes import parts_of
 from stages.sequences.orders import HELD_OUT
 from stages.sequences.replay import replay
+from stages.settings import Method
 
 QUERY = ["edit_id", "probe"]
 OUTCOMES = {"target": "target_on", "same": "same_on", "tf": "tf_on"}
@@ -132,16 +135,43 @@ def alone(tables: Tables, on: pd.Series) -> Point:
     return replace(point, outcomes=point.outcomes[point.outcomes["edit_id"].isin(tables.edits)])
 
 
+def rules_of(method: Method) -> Sequence[str]:
+    """The rules for conflicts that a method's scope can have: radii of one key can shrink."""
+    return RULES if len(parts_of(method)) == 1 else ("nearest",)
+
+
 def codebook(
-    tables: Tables, orders: Sequence[Sequence[int]], points: Sequence[int], radii: Mapping[str, float], column: str, rule: str
+    tables: Tables, orders: Sequence[Sequence[int]], points: Sequence[int], method: Method, rule: str
 ) -> Iterator[Point]:
-    """Sequences of edits that stay apart, each behind its own key and radius; `column` names the distance, `rule` what becomes of
-    radii that conflict.
+    """Sequences of edits that stay apart, each behind the method's scope; `rule` says what becomes of scopes that conflict.
+
+    With one key a query goes to the nearest one. With several it goes where it lies deepest: where its largest distance, as a
+    share of how far the entry reaches, is least.
     """
-    table, targets = tables.matrix(column), tables.queries["expected"].head(len(tables.edits)).tolist()
-    epsilon, rows = [radii[edit] for edit in tables.edits], np.arange(len(tables.queries))
+    made = tables.trace[tables.trace["edit_id"].isin(tables.edits)]
+    parts, radius = parts_of(method), method.radius
+    columns = [tables.matrix(f"{radius.distance}_{part.key}") for part in parts]
+    reach = [routing.reach(made, part, radius).loc[tables.edits].to_numpy() for part in parts]
+    if len(parts) == 1:
+        return behind(tables, orders, points, columns[0], reach[0], rule)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.max([column / far for column, far in zip(columns, reach, strict=True)], axis=0)
+    return behind(tables, orders, points, share, np.ones(len(tables.edits)), rule, takes_in=False)
+
+
+def behind(
+    tables: Tables,
+    orders: Sequence[Sequence[int]],
+    points: Sequence[int],
+    table: np.ndarray,
+    radii: np.ndarray,
+    rule: str,
+    takes_in: bool = True,
+) -> Iterator[Point]:
+    """The same, of edits with `radii` [edits] and a `table` [queries, edits] of distances in the same units."""
+    targets, rows = tables.queries["expected"].head(len(tables.edits)).tolist(), np.arange(len(tables.queries))
     for number, order in enumerate(orders):
-        for made, state in replay(order, table, epsilon, targets, points, rule):
+        for made, state in replay(order, table, radii.tolist(), targets, points, rule, takes_in):
             answers = state.answering()
             found = {name: np.where(answers < 0, tables.unedited[name], tables.edited[name][rows, answers]) for name in OUTCOMES}
             kept = [tables.edits[i] for i in state.answers]

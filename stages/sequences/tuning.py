@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from stages.editing.conflicts import RULES
 from stages.editing.declared import declared
 from stages.editing.make import records
 from stages.editing.plan import Row, label
@@ -21,7 +20,7 @@ from stages.editing.team import Team
 from stages.editing.trace_cache import Planned
 from stages.editing.tried import AXES
 from stages.editing.tuning import cheapest
-from stages.scoring import routing, scope, scores
+from stages.scoring import scope, scores
 from stages.sequences import retention
 from stages.sequences.chain import chain
 from stages.sequences.choices import reach
@@ -80,12 +79,10 @@ def ends(method: Method, tables: retention.Tables) -> Iterator[End]:
     order = [list(range(len(tables.edits)))]
     made = tables.trace[tables.trace["edit_id"].isin(tables.edits)]
     if method.router == "codebook":
-        column = routing.distance_column(method.key, method.radius)
-        for rule in RULES:
+        for rule in retention.rules_of(method):
 
             def end(one: Method, rule: str = rule) -> np.ndarray:
-                radii = routing.radii(made, one.key, one.radius).set_index("edit_id")["epsilon"].to_dict()
-                (point,) = retention.codebook(tables, order, [len(tables.edits)], radii, column, rule)
+                (point,) = retention.codebook(tables, order, [len(tables.edits)], one, rule)
                 return retention.hm_parts(point, tables.edits)
 
             yield at_its_best(rule, method, made, end)

@@ -58,6 +58,6 @@ def tuned(backbone: Backbone, settings: Settings) -> list[nn.Linear]:
     if settings.part == "last":
         layers = backbone.decoder.layers
         if settings.layers > len(layers):
-            raise UserError(f"layers: {settings['layers']} is not allowed; allowed: 1 to {len(layers)}, the decoder's layers")
+            raise UserError(f"layers: {settings.layers} is not allowed; allowed: 1 to {len(layers)}, the decoder's layers")
         return linear_maps(layers[-settings.layers :])
     return linear_maps(next(m for name, m in backbone.model.named_modules() if name.endswith(backbone.adapter.connector)))
