@@ -41,7 +41,7 @@ def open(
     """
     name, known = str(source), params.load(ROOT / "params.yaml").backbones
     kept = ROOT / "data/backbones" / name if name in known else Path(name).expanduser()
-    if name in known or any((kept / mark).exists() for mark in (POINTER, checkpoints.PROMPT)):
+    if name in known or is_assembled(kept):
         if loading:
             raise refuse("open", ", ".join(loading), "layer, alpha, span, distance, rule: this backbone is assembled")
         backbone = Backbone.open(kept, known[name].layer if layer is None and name in known else layer)
@@ -54,6 +54,12 @@ def open(
     else:
         raise refuse("backbone", name, f"{', '.join(known)}, a checkpoint's folder, or owner/name of the hub")
     return Model(backbone, alpha=chosen_alpha(name) if alpha is None else alpha, span=span, distance=distance, rule=rule)
+
+
+def is_assembled(folder: Path) -> bool:
+    """Whether a folder is what the `backbone` stage leaves: a pointer, or an embedded backbone, which has no image processor."""
+    embedded = (folder / checkpoints.PROMPT).exists() and not any(folder.glob("*processor_config.json"))
+    return embedded or (folder / POINTER).exists()
 
 
 def chosen_alpha(name: str) -> float:

@@ -72,9 +72,9 @@ class Answer:
     text: str
     before: str
     entry: Entry | None = None
-    nearest: Entry | None = None
     distance: float | None = None
     radius: float | None = None
+    nearest: Entry | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.text

@@ -254,9 +254,11 @@ def test_the_alpha_is_the_one_that_the_study_chose(tmp_path: Path, monkeypatch: 
 
 def test_a_checkpoints_folder_is_opened_and_edited(words, tmp_path: Path) -> None:
     folder = save_checkpoint("llava", words, tmp_path / "saved")
+    (folder / "prompt.json").write_text(json.dumps({"template": "{image}Q: {question} A:"}))  # a checkpoint may have one too
     model = balancedit.open(folder, dtype="float32", device_map="cpu", layer=2)
     model.edit(RED, "What is it?", "ox", **HYPER)
     assert model.alpha == 0.5 and model.backbone.layer == 2 and model.ask(RED, "What is it?").text == "ox"
+    assert model.backbone.adapter.process is not None and model.backbone.adapter.template == "{image}Q: {question} A:"
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
