@@ -176,7 +176,7 @@ def test_parse():
 def test_notebooks_are_clean_and_thin(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert path.stem in names.REPORTS
+    assert path.stem in names.REPORTS or path.stem == "try_it"  # which is for a reader to run: no stage does
     assert [c.id for c in notebook.cells] == [f"cell-{i}" for i in range(len(notebook.cells))]
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     code = [c for c in notebook.cells if c.cell_type == "code"]

@@ -63,13 +63,13 @@ def test_help_lists_the_commands_and_needs_no_python(clone, arguments):
     (clone.parent / "bin" / "python3").unlink()
     done = study(clone, *arguments)
     assert done.returncode == 0
-    assert all(word in done.stdout for word in ("repro", "test", "dvc", "setup", "help"))
+    assert all(word in done.stdout for word in ("repro", "test", "try", "dvc", "setup", "help"))
 
 
 def test_an_unknown_command_is_one_line_and_exit_2(clone):
     done = study(clone, "rerpo")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: unknown command 'rerpo'; allowed: repro, test, dvc, setup, help\n"
+    assert done.stderr == "error: unknown command 'rerpo'; allowed: repro, test, try, dvc, setup, help\n"
 
 
 def test_setup_installs_once_and_again_only_when_requirements_change(clone):
@@ -115,6 +115,7 @@ def test_an_installation_that_failed_is_taken_up_again(clone):
         (("repro", "--force"), "-m dvc repro --force"),
         (("dvc", "exp", "run", "-S", "radius.alpha=0.3"), "-m dvc exp run -S radius.alpha=0.3"),
         (("test", "-k", "a b"), "-m pytest -k a b"),
+        (("try", "--ask", "Who is it?"), "-m balancedit.try_it --ask Who is it?"),
     ],
 )
 def test_commands_run_inside_the_environment(clone, arguments, expected):
