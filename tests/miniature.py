@@ -162,6 +162,12 @@ def build(root: Path) -> None:
         for probe, kind in enumerate(KINDS)
     ]
     write(root / "data/metrics/outcomes.parquet", outcomes)
+    deep = [
+        PLACE | {"method": "two_keys", "edit_id": e["edit_id"], "kind": kind} | dict(zip(("picture", "last"), far, strict=True))
+        for e in edits
+        for kind, far in zip(KINDS, rng.uniform(0, 4, (len(KINDS), 2)), strict=True)
+    ]
+    write(root / "data/metrics/depths.parquet", deep)
     samples = [("positive", 0.5), ("positive", 3.0), ("black", 1.0), ("nearest", 0.25)]
     trace = [
         {"seed": 0, "edit_id": e["edit_id"], "split": e["split"], "kind": f"sample_{k}", "question": "b?", "euclidean_prompt": d}
@@ -172,6 +178,7 @@ def build(root: Path) -> None:
     write(root / "reports/radii.csv", [radius_row(m, e) for m in ("grace", "balancedit") for e in edits])
     metrics = [f"{k}_unedited_right" for k in names.LOCALITY] + [f"{k}_unedited_wrong" for k in names.REACHED]
     metrics += dict.fromkeys([*names.MAIN, *names.KINDS])
+    metrics += [f"image_generality_{who}_artists" for who in ("seen", "unseen")]
     write(root / "reports/scores.csv", grid(method=METHODS, protocol=list(names.PROTOCOLS), metric=metrics))
     compared = [
         {"ours": "balancedit", "method": m, "protocol": p, "metric": metric, "difference": d, "low": d - 0.1, "high": d + 0.1,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.backbone.views import HELD_OUT_VENDORS, SEEN_VENDORS
 from stages.metrics import paired, strata
 from stages.metrics.__main__ import PAIRED, against_baselines
 from stages.params import UserError, load
@@ -29,6 +30,7 @@ def row(edit: str, probe: int, kind: str, distance: float, *, target=(False, Tru
         "cosine_prompt": distance / 100, "target_off": target[0], "target_on": target[1], "same_on": same,
         "tf_off": 0.0 if kind in scores.REACHED else 1.0, "tf_on": 1.0 if kind in scores.REACHED else 0.5,
         "top10_on": NAN if kind in scores.REACHED else 0.8, "correct_off": True, "score": NAN, "diverged": False,
+        "image_id": None,
     }  # fmt: skip
     return base | more
 
@@ -297,3 +299,18 @@ def test_strata_by_hand() -> None:
     found = strata.stratify(table, by, 50, 0.95, 0).set_index(["stratum", "metric"])
     assert found.loc[("x", "locality"), ["mean", "n"]].tolist() == [0.5, 2]
     assert found.loc[("y", "hm"), ["mean", "low", "high", "n"]].tolist() == [1, 1, 1, 1]
+
+
+def test_other_pictures_by_who_drew_them() -> None:
+    """Of three other pictures two are by artists that were seen; photos have no artist, and no such score."""
+    rows = [row("a", i, "image_generality", 0.0) | {"image_id": f"{who}/U+1"} for i, who in enumerate(("Appl", "Joy", "Twtr"))]
+    trace = pd.DataFrame(rows).assign(target_on=[True, False, True], target_off=False)
+    outcomes = routing.route(trace, np.ones(3, dtype=bool))
+    found = scores.per_edit(outcomes, "strict").iloc[0]
+    assert (found["image_generality_seen_artists"], found["image_generality_unseen_artists"]) == (0.5, 1.0)
+    photos = scores.per_edit(outcomes.assign(image_id="val2014/p3.jpg"), "strict")
+    assert not [name for name in photos if name.endswith("_artists")]
+
+
+def test_the_artists_are_those_of_the_backbones() -> None:
+    assert scores.UNSEEN == HELD_OUT_VENDORS and set(scores.ARTISTS) == {*SEEN_VENDORS, *HELD_OUT_VENDORS}

@@ -1,5 +1,5 @@
 """Route every trace, score it, compare methods: reports/{scores,paired,radii,settings,tuned,strata,frontier,areas}.csv,
-reports/metrics.json and data/metrics/outcomes.parquet.
+reports/metrics.json and data/metrics/{outcomes,depths}.parquet.
 
 python -m stages.metrics
 """
@@ -38,6 +38,8 @@ def main() -> None:
         write_csv(Path(f"reports/{name}.csv"), whole[name])
     with write_atomically("reports/metrics.json") as temporary:
         temporary.write_text(json.dumps(nested(table), indent=2) + "\n")
+    with write_atomically("data/metrics/depths.parquet") as temporary:
+        whole["depths"].to_parquet(temporary, index=False)
     with write_atomically("data/metrics/outcomes.parquet") as temporary:
         whole["outcomes"].reset_index(drop=True).to_parquet(temporary, compression="zstd")
     inverted = reach.groupby("method")["inverted"].sum()
@@ -52,6 +54,7 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
     """
     dataset, backbone = place
     scored, radii, outcomes, used, tried, stratified, curves, areas, draws, tables = [], [], [], [], [], [], [], [], None, {}
+    deep = [pd.DataFrame(columns=[*AXES, "edit_id", "kind"])]
     for method in params.compared.values():
         cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
         trace = read_trace(dataset, backbone, method.made_as)
@@ -61,6 +64,8 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
         routed = routing.route(trace, routing.routed_on(trace, method))
         if method.router == "codebook" and method.scope == "ball":
             radii.append(routing.radii(trace, method.key, method.radius).assign(**cell, alpha=method.radius.alpha))
+        if method.scope != "ball":
+            deep.append(depths(trace, method).assign(**cell))
         routed = routed[routed["split"] == "test"].assign(**cell)
         outcomes.append(routed)
         if draws is None:
@@ -91,7 +96,15 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
         "areas": pd.DataFrame(areas),
         "paired": compared[[*AXES, *PAIRED]],
         "outcomes": pd.concat(outcomes),
+        "depths": pd.concat(deep),
     }
+
+
+def depths(trace: pd.DataFrame, method: Method) -> pd.DataFrame:
+    """How deep each test edit's probes lie in its scope, by each key: one row a probe, of the first seed."""
+    found = trace[["split", "seed", "edit_id", "kind"]].assign(**routing.depths(trace, method))
+    probes = ~found["kind"].str.startswith("sample_") & (found["split"] == "test") & (found["seed"] == found["seed"].min())
+    return found[probes].drop(columns=["split", "seed"])
 
 
 def chosen_for(method: Method, trace: pd.DataFrame, cell: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -141,6 +141,14 @@ def conditional(table: pd.DataFrame, level: float) -> Table:
     return scores(table, "strict", metrics, about, level)
 
 
+def artists(table: pd.DataFrame, level: float) -> Table:
+    """Image generality by who drew the picture, beside the hard kinds of locality: a scope must not buy one with the other."""
+    metrics = {"image_generality": "I-Gen", "image_generality_seen_artists": "seen artists"}
+    metrics |= {"image_generality_unseen_artists": "unseen artists", "hard_locality": "Hard Loc"}
+    metrics |= {kind: names.LOCALITY[kind] for kind in ("near_image", "far_image", "other_question")}
+    return scores(table, "strict", metrics, "Other pictures by artist, and hard locality", level)
+
+
 def outcomes(table: pd.DataFrame) -> Table:
     """Share of each outcome by probe kind, a column a method."""
     shares = outcome_shares(table)

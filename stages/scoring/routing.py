@@ -102,6 +102,18 @@ def inside(trace: pd.DataFrame, method: Method) -> np.ndarray:
     return found
 
 
+def depths(trace: pd.DataFrame, method: Method) -> dict[str, np.ndarray]:
+    """By the key of each part of the method's scope, [rows]: the query's distance as a share of how far its edit reaches. It lies
+    inside where all of them are at most 1.
+    """
+    rows, radius = edits_of(trace)[1], method.radius
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            part.key: column_of(trace, radius.distance, part.key) / reach(trace, part, radius).to_numpy()[rows]
+            for part in parts_of(method)
+        }
+
+
 def reach(trace: pd.DataFrame, part: Part, radius: Radius) -> pd.Series:
     """How far each edit of `edits_of` a trace reaches by a part of its scope, by its name."""
     found = part_distances(trace, part, radius.distance)

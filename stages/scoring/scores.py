@@ -20,6 +20,8 @@ IMAGE_LOCALITY = ("near_image", "far_image", "other_question", "unrelated", "no_
 LOCALITY = (*IMAGE_LOCALITY, "text_only")
 HARD_LOCALITY = ("near_image", "far_image", "other_question")  # a codebook keeps the other kinds nearly by itself
 HOPS = ("hop1", "hop2")
+UNSEEN = ("Twtr", "Wind")  # artists that no embedded backbone was trained on, as picture ids begin
+ARTISTS = ("Appl", "Goog", "FB", "Sams", "Joy", *UNSEEN)
 HM_PARTS = ("text_generality", "image_generality", "locality")  # the parts of HM, as in the paper
 AVERAGES = ("text_locality", "image_locality", "locality", "hard_locality", "hm")
 MAIN = ("reliability", *GENERALITY, *LOCALITY, *AVERAGES, *HOPS, "black_image", "diverged")
@@ -33,8 +35,15 @@ def per_edit(outcomes: pd.DataFrame, protocol: str) -> pd.DataFrame:
     asked, kind, value = Asked.of(outcomes), outcomes["kind"], values(outcomes, protocol)
     table, kept = of_kinds(asked.means(value)), kind.isin(LOCALITY).to_numpy()
     wrong = kind.isin(GENERALITY).to_numpy() & ~outcomes["target_off"].to_numpy(dtype=bool)
+    image = outcomes["image_id"] if "image_id" in outcomes else pd.Series("", outcomes.index)
+    artist = image.fillna("").astype(str).str.split("/").str[0]
+    shown = (kind == "image_generality").to_numpy()
     right = kept & outcomes["correct_off"].to_numpy(dtype=bool)
-    for name, chosen in (("unedited_wrong", wrong), ("unedited_right", right)):
+    parts = {"unedited_wrong": wrong, "unedited_right": right}
+    if artist.isin(ARTISTS).any():  # photos have none
+        unseen = artist.isin(UNSEEN).to_numpy()
+        parts |= {"seen_artists": shown & ~unseen, "unseen_artists": shown & unseen}
+    for name, chosen in parts.items():
         table |= {f"{kind}_{name}": means for kind, means in asked.means(value, chosen).items()}
     all_kinds = Asked(asked.edits, ["diverged"], asked.place // len(asked.kinds))
     table |= all_kinds.means(outcomes["diverged"].to_numpy())  # these count as they are: the unedited model's outcomes
