@@ -157,3 +157,10 @@ def test_two_keys_by_hand() -> None:
 def test_a_scope_without_its_key_is_named() -> None:
     with pytest.raises(UserError, match="keys: 'picture' is missing"):
         routing.routed_on(trace(edit("a", 0.0, 3.0, 6.0, 8.0)), scope.at(TWO, 0.5))
+
+
+def test_a_constant_is_chosen_whatever_alpha_says() -> None:
+    """α may say `dev` too, which is no number: a constant radius has no use for it."""
+    method = replace(EPSILON, radius=replace(EPSILON.radius, alpha="dev"))
+    found = scope.choose(trace(edit("a", 0.0, 3.0, 6.0, 8.0), edit("b", 0.0, 2.0, 5.0, 9.0)), method)
+    assert 6 <= found.method.radius.epsilon < 8

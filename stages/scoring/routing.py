@@ -81,12 +81,14 @@ def radii(trace: pd.DataFrame, key: Key, radius: Radius) -> pd.DataFrame:
 def widths(found: pd.DataFrame, radius: Radius, alphas: Sequence[float]) -> np.ndarray:
     """[alphas, edits]: the radii of edits whose samples lie as far as `found` says, under each α."""
     plus, minus = found["d_plus"].to_numpy(), found["d_minus"].to_numpy()
+    if radius.strategy == "constant":
+        return np.full((len(alphas), len(plus)), radius.epsilon)
     if radius.strategy in ENDS:
         alphas = [ENDS[radius.strategy]] * len(alphas)
     between = np.stack([alpha * plus + (1 - alpha) * minus for alpha in alphas])
     if radius.strategy == "mean":
         return np.repeat(between.mean(axis=1, keepdims=True), len(plus), axis=1)
-    return np.full_like(between, radius.epsilon) if radius.strategy == "constant" else between
+    return between
 
 
 def within(trace: pd.DataFrame, reach: np.ndarray, column: str) -> np.ndarray:
