@@ -53,7 +53,7 @@ def singulars(word: str) -> set[str]:
     found = {word, IRREGULAR.get(word, word)}
     if not word.isalpha() or len(word) < 3:
         return found
-    for end, singular in (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", "")):
+    for end, singular in (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("sses", "s"), ("es", ""), ("s", "")):
         if word.endswith(end) and not word.endswith("ss"):
             found.add(word.removesuffix(end) + singular)
     return found - {""}
