@@ -19,7 +19,8 @@ from stages.editing.conflicts import GONE, RULES, UNEDITED
 from stages.editing.edits import Edit, attempt
 from stages.editing.probes import Probe
 from stages.editing.trunk import ANSWER_LIMIT, request_of, run_trunk
-from stages.okedit.schema import decode
+from stages.okedit.pictures import plain, read
+from stages.okedit.schema import Unreadable, decode
 from stages.params import write_atomically
 from stages.samples.generate import plain_pictures
 from stages.sections import UserError, number, one_of, refuse, text
@@ -232,22 +233,23 @@ class Model:
         """Make a picture known to the backbone, by its content; its id, None where there is none."""
         if picture is None:
             return None
-        image = picture if isinstance(picture, Image.Image) else read_picture(picture)
+        image = read_picture(picture)
         whole = image.convert("RGBA")
         image_id = hashlib.sha256(f"{whole.size}".encode() + whole.tobytes()).hexdigest()
         self.backbone.add_pictures({image_id: image})
         return image_id
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture's file; UserError where it is none."""
+def read_picture(picture: str | Path | Image.Image) -> Image.Image:
+    """A picture, of a file or opened, as RGB pixels (`stages.okedit.pictures`); UserError where it is none."""
     allowed = "a picture's file, a PIL image, or None"
-    if not isinstance(path, str | Path):
-        raise refuse("picture", type(path).__name__, allowed)
+    if not isinstance(picture, str | Path | Image.Image):
+        raise refuse("picture", type(picture).__name__, allowed)
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError) as error:
-        why = getattr(error, "strerror", None) or "PIL knows no such picture"
-        raise UserError(f"picture: {str(path)!r} cannot be read: {why}; allowed: {allowed}") from None
+        return plain(picture) if isinstance(picture, Image.Image) else read(Path(picture).read_bytes())
+    except Unreadable as error:
+        why = "PIL knows no such picture" if str(error) == "unreadable" else str(error)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    told = repr(str(picture)) if isinstance(picture, str | Path) else "a PIL image"
+    raise UserError(f"picture: {told} cannot be read: {why}; allowed: {allowed}")

@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.okedit.photos import read_json
+from stages.okedit.photos import is_text, read_json
 from stages.okedit.schema import SPLITS, EditRow, Picture
 from stages.okedit.validate import Tally, normal
+from stages.okedit.wording import words
 from stages.params import UserError, write_atomically
 
 FIELDS = (
     "src", "pred", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a",
 )  # fmt: skip
 PICTURES = ("image", "image_rephrase", "m_loc")
+LONGEST_NAME = 200  # bytes of a part of a picture's name; a file system allows 255, and an export adds to it
 POSITIVES = "rephrased_questions_train"
 # Which locality probe stands for `m_loc`: the first of these kinds whose true answer is known.
 M_LOC = ("near_image", "far_image", "unrelated")
@@ -54,9 +56,14 @@ def _fault(record: Any) -> str | None:
         return f"record: {POSITIVES} is no list of texts"
     if not all(isinstance(record[name], str) and record[name].strip() for name in FIELDS):
         return "record: a field is no text"
-    if any(PurePosixPath(record[name]).is_absolute() or ".." in PurePosixPath(record[name]).parts for name in PICTURES):
+    if not all(map(is_text, [*(record[name] for name in FIELDS), *positives])):
+        return "record: a text that is no Unicode"
+    places = [PurePosixPath(record[name].strip()) for name in PICTURES]
+    if any(place.is_absolute() or ".." in place.parts for place in places):
         return "record: a picture outside the folder"
-    if normal(record["pred"]) == normal(record["alt"]):
+    if any(len(part.encode()) > LONGEST_NAME for place in places for part in place.parts):
+        return "record: a picture's name is too long"
+    if all(form(record["pred"]) == form(record["alt"]) for form in (normal, words)):  # "-1" is not "1"
         return "target: equals the answer"
     if normal(record["rephrase"]) == normal(record["src"]):
         return "rephrasing: equals the question"

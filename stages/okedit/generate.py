@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from stages.okedit.agreement import Agrees
 from stages.okedit.photos import Photos
+from stages.okedit.pictures import read
 from stages.okedit.providers.base import EndpointError, Provider, ProviderError
-from stages.okedit.schema import EditRow, asked, decode
+from stages.okedit.schema import EditRow, asked
 from stages.okedit.validate import Rejected, Tally, answer_fault, lines, picture_fault, rephrasing_fault
 from stages.params import UserError, derive_seed
 
@@ -97,7 +98,7 @@ class Painter:
             if drawn == last:
                 break  # a provider that always gives the same
             fault, last = picture_fault(drawn, taken), drawn
-            if not fault and self.agrees and not self.agrees(decode(name, drawn), question, answer):
+            if not fault and self.agrees and not self.agrees(read(drawn), question, answer):
                 fault = "does not show the answer"
             if not fault:
                 return drawn

@@ -1,6 +1,7 @@
 """The OKEDIT schema: one row an edit, pictures packed by id; written and read with every field checked."""
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
@@ -9,13 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stages.params import UserError, write_atomically
 from stages.settings import Edits
 
 LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
 SPLITS = ("train", "dev", "test")
+# Pillow's plugins, by name: others may start a program, as EPS starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MOST_PIXELS = 80_000_000  # of one picture
 
 TEXT = pa.string()
 EDITS = pa.schema(
@@ -199,11 +203,32 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     return found
 
 
+class Unreadable(ValueError):
+    """Bytes that are no picture of a known kind, or one that no model could use; the text is a short reason."""
+
+
+def opened(encoded: bytes) -> Image.Image:
+    """The first frame of a picture of one of `FORMATS`, loaded, as it is stored: its mode, orientation and transparency.
+
+    Unreadable for anything else, for a damaged file, and, before it is decoded, for one of more than MOST_PIXELS pixels.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what decoders say of odd files
+        try:
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable("too many pixels")
+            image.load()
+            return image
+        except (Unreadable, Image.DecompressionBombError):
+            raise Unreadable("too many pixels") from None
+        except Exception as error:  # rare decoders raise whatever the bytes lead them to
+            raise Unreadable("unreadable") from error
+
+
 def decode(image_id: str, png: bytes) -> Image.Image:
-    """A picture from its bytes; UserError names the image when they are corrupt."""
+    """A stored picture from its bytes, with its transparency; UserError names the image when it cannot be read."""
     try:
-        image = Image.open(io.BytesIO(png))
-        image.load()
-        return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"image {image_id!r}: not a readable picture ({error})") from None
+        return opened(png)
+    except Unreadable as error:
+        raise UserError(f"image {image_id!r}: not a readable picture ({error.__cause__ or error})") from None

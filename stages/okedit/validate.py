@@ -1,17 +1,16 @@
 """What is wrong with a generated item, in words that are counted; None where nothing is."""
 
-import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 
-from PIL import Image, UnidentifiedImageError
+from stages.okedit.pictures import read
+from stages.okedit.schema import Unreadable
+from stages.okedit.wording import says_same, words
 
 LONGEST_QUESTION, LONGEST_ANSWER = 200, 40  # characters
 MOST_WORDS = 5  # of an answer
 SMALLEST = 32  # pixels a side
-# What Pillow raises for bytes that are no picture.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 EXAMPLES = 5  # rejected items of one reason that are named
 
 
@@ -53,14 +52,15 @@ def rephrasing_fault(candidate: str, question: str, taken: Collection[str], answ
         return "equals the question"
     if normalised in {normal(other) for other in taken}:
         return "duplicate"
-    words, asked = f" {normalised} ", f" {normal(question)} "
-    if any(f" {normal(a)} " in words and f" {normal(a)} " not in asked for a in answers):
+    said, asked = (f" {' '.join(words(text))} " for text in (candidate, question))
+    given = [f" {' '.join(words(answer))} " for answer in answers]
+    if any(answer in said and answer not in asked for answer in given if answer.strip()):
         return "gives an answer away"
     return None
 
 
 def answer_fault(candidate: str, refused: Mapping[str, str]) -> str | None:
-    """A false answer is a few words, none of those `refused` (text → the reason)."""
+    """A false answer is a few words that say none of what is `refused` (text → the reason), in other or more or fewer words."""
     normalised = normal(candidate)
     if (
         not normalised
@@ -69,15 +69,15 @@ def answer_fault(candidate: str, refused: Mapping[str, str]) -> str | None:
         or candidate.endswith(("?", ":"))
     ):
         return "format"
-    return next((reason for text, reason in refused.items() if normalised == normal(text)), None)
+    return next((reason for text, reason in refused.items() if says_same(candidate, text)), None)
 
 
 def picture_fault(encoded: bytes, taken: Collection[bytes]) -> str | None:
     """A picture can be read, is not tiny, shows more than one colour, and is none of those `taken`."""
     try:
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except UNREADABLE:
-        return "format"
+        image = read(encoded)
+    except Unreadable as error:
+        return {"unreadable": "format", "tiny": "too small"}.get(str(error), str(error))
     if min(image.size) < SMALLEST:
         return "too small"
     if all(low == high for low, high in image.getextrema()):

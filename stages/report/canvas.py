@@ -6,6 +6,7 @@ Bytes are the same on every run.
 """
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from stages.params import write_atomically
 from stages.report import html, names
@@ -36,7 +39,9 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False,
     "hatch.linewidth": 0.5, "lines.linewidth": 1.2, "lines.markersize": 4,
     "legend.frameon": False, "pdf.fonttype": 42, "svg.hashsalt": "report",
+    "text.parse_math": False,  # text is text: a question may say `$5 or $10`, a relation's name `$a_{$`
 }  # fmt: skip
+BOXES = " Boxes stand for characters that the figure's font lacks."
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,11 @@ class Drawing:
 
 
 def save(drawing: Drawing, name: str) -> HTML:
-    """Write reports/figures/<name>.png and .pdf, the caption as metadata; return what the page shows."""
+    """Write reports/figures/<name>.png and .pdf, the caption as metadata; return what the page shows. The caption says what boxes
+    mean where there are any.
+    """
+    if lacks(drawing.figure):
+        drawing = Drawing(drawing.figure, drawing.caption + BOXES)
     about = {
         "png": {"Software": None, "Description": drawing.caption},
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None, "Subject": drawing.caption},
@@ -62,13 +71,22 @@ def save(drawing: Drawing, name: str) -> HTML:
 def drawn(figure: Figure, ending: str, metadata: Mapping[str, str | None]) -> bytes:
     """The figure as a file. `Figure.savefig` writes the same bytes, but goes through every artist once more before it draws."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the caption says it
         if ending == "png":
             figure.set_dpi(DPI)
             FigureCanvasAgg(figure).print_png(buffer, metadata=metadata)
         else:
             FigureCanvasPdf(figure).print_pdf(buffer, metadata=metadata)
     return buffer.getvalue()
+
+
+def lacks(figure: Figure) -> str:
+    """The characters of a figure's text that its font lacks (Chinese, emoji), sorted: they are drawn as boxes."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    with matplotlib.rc_context(STYLE):  # looking for text makes that of ticks
+        said = {character for text in figure.findobj(Text) for character in text.get_text()}
+    return "".join(sorted(c for c in said if ord(c) not in font.get_charmap() and not c.isspace()))
 
 
 def panels(rows: int, columns: int, width: float, height: float, **shared: str | bool) -> tuple[Figure, np.ndarray]:

@@ -48,7 +48,8 @@ def _draw(edit: tuple, probes: list[pd.Series], pictures: Pictures, method: str)
         figure, axes = panels(1, len(probes), PAGE, 2.3)
         for ax, probe in zip(axes[0], probes, strict=True):
             if pictures.can_show(probe["image_id"]):
-                ax.imshow(np.asarray(Image.open(io.BytesIO(pictures.png(probe["image_id"]))).convert("RGBA")))
+                shown = Image.open(io.BytesIO(pictures.png(probe["image_id"])), formats=("PNG", "JPEG"))
+                ax.imshow(np.asarray(shown.convert("RGBA")))
             else:
                 ax.text(0.5, 0.5, "picture not shown", ha="center", va="center", transform=ax.transAxes, fontsize=7)
             ax.set_axis_off()

@@ -34,7 +34,7 @@ def page(reports: Path, level: float) -> str:
 
 def caption_of(png: Path) -> str:
     """The caption that a figure carries in its metadata."""
-    with Image.open(png) as image:
+    with Image.open(png, formats=("PNG",)) as image:
         return image.text.get("Description", "")
 
 

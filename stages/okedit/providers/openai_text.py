@@ -52,7 +52,7 @@ class OpenAI:
             if attempt:
                 time.sleep(self.settings.wait * 2 ** (attempt - 1))
             try:
-                return self._ask(prompt, seed).encode()
+                return self._ask(prompt, seed).encode(errors="replace")  # JSON may hold half of a surrogate pair
             except EndpointError as error:
                 failed = error
         raise failed

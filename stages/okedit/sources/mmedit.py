@@ -103,19 +103,37 @@ def relation_of(question: str) -> str:
     return first if first in QUESTION_WORDS else "other"
 
 
-def records_of(dataset: Dataset, settings: Settings, tally: Tally, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Split → records in a seeded order. Test and dev share the evaluation file by picture; no picture of it is in train."""
+def read(key: str, path: Path, photos: Photos, tally: Tally) -> list[dict[str, Any]]:
+    """The valid records of a file, each picture by the name that its file was first asked for by."""
+    found = easyedit.read(key, path, tally)
+    return [record | {name: photos.same(record[name]) for name in easyedit.PICTURES} for record in found]
+
+
+def records_of(dataset: Dataset, settings: Settings, photos: Photos, tally: Tally, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Split → records in a seeded order. Test and dev share the evaluation file by picture; no picture of it is in train.
+
+    A record whose id another one has is counted: two pictures of one name in different folders, asked the same.
+    """
     at = f"datasets.{dataset.name}"
-    records = easyedit.read(f"{at}.evaluation", settings.evaluation, tally)
+    taken: set[str] = set()
+
+    def is_new(record: Mapping[str, Any]) -> bool:
+        if (edit_id := edit_id_of(record)) in taken:
+            tally.note("record: duplicate id", edit_id)
+            return False
+        taken.add(edit_id)
+        return True
+
+    records = [r for r in read(f"{at}.evaluation", settings.evaluation, photos, tally) if is_new(r)]
     splits = split_of((r["image"] for r in records), {"test": dataset.test, "dev": dataset.dev}, seed)
     found: dict[str, list[dict[str, Any]]] = {"test": [], "dev": [], "train": []}
     for record in records:
         found[splits[record["image"]]].append(record)
     if settings.training:
-        for record in easyedit.read(f"{at}.training", settings.training, tally):
+        for record in read(f"{at}.training", settings.training, photos, tally):
             if record["image"] in splits:
                 tally.note("training: its picture is an evaluation picture", edit_id_of(record))
-            else:
+            elif is_new(record):
                 found["train"].append(record)
     for split, listed in found.items():
         order = np.random.default_rng(derive_seed(seed, "choose", split)).permutation(len(listed))
@@ -152,7 +170,7 @@ def build(
     writer = settings.text and Writer(settings.text.open(f"{at}.text"), settings.attempts, seed, tally)
     builder = Builder(dataset, settings, photos, Looks(backbones[0].backbone, photos.image), writer, seed)
     rows: list[EditRow] = []
-    for split, records in records_of(dataset, settings, tally, seed).items():
+    for split, records in records_of(dataset, settings, photos, tally, seed).items():
         usable = present(records, photos, tally)
         pool = Pool([Asked(r["image"], r["src"], r["pred"]) for r in usable], builder.looks)
         make = partial(builder.edit, split, pool)

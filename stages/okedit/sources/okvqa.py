@@ -8,7 +8,7 @@ answer does (near locality, with the same question). No photo is in two splits.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from stages.okedit.agreement import AGREEMENT
 from stages.okedit.generate import Painter, Writer, collect
 from stages.okedit.images import Looks
 from stages.okedit.locality import Asked, Pool, draw, open_questions, probe
-from stages.okedit.photos import Photos, read_json
+from stages.okedit.photos import Photos, is_text, read_json
 from stages.okedit.providers import IMAGE, TEXT
 from stages.okedit.schema import EditRow, Picture
 from stages.okedit.settings import need, path, paths, variant
@@ -32,7 +32,7 @@ from stages.params import UserError, derive_seed
 from stages.sections import count, entry
 from stages.settings import Dataset
 
-PLAIN = r"\w[\w-]*"  # ids become parts of file names
+PLAIN = re.compile(r"\w[\w-]{,99}", re.ASCII)  # ids become parts of file names
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with all its annotators' answers, the most frequent first, and the category that OK-VQA gives it."""
+    """A question with all its annotators' answers, the most frequent first, the category that OK-VQA gives it, and the answers as
+    annotators wrote them.
+    """
 
     question_id: str
     image: str
     question: str
     answers: Sequence[str]
     category: str
+    aliases: Sequence[str] = field(default=(), compare=False)
 
     @property
     def asked(self) -> Asked:
@@ -70,7 +73,7 @@ class Question:
     @property
     def true(self) -> dict[str, str]:
         """Answers that no counterfactual may be, with the reason."""
-        return dict.fromkeys(self.answers, "is a true answer")
+        return dict.fromkeys([*self.answers, *self.aliases], "is a true answer")
 
 
 def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) -> list[Question]:
@@ -80,7 +83,7 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
     """
     asked, answers = read_json(f"{at}.questions", questions), read_json(f"{at}.annotations", annotations)
     listed = asked.get("questions") if isinstance(asked, Mapping) else None
-    if not isinstance(listed, list) or not re.fullmatch(PLAIN, str(asked.get("data_subtype"))):
+    if not isinstance(listed, list) or not PLAIN.fullmatch(str(asked.get("data_subtype"))):
         raise UserError(f"{at}.questions: {str(questions)!r} has no `questions` or `data_subtype`; allowed: the official file")
     records = answers.get("annotations") if isinstance(answers, Mapping) else answers
     if not isinstance(records, list):
@@ -91,11 +94,11 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
     for i, record in enumerate(listed):
         try:
             question_id, text = str(record["question_id"]), record["question"].strip()
-            image = f"{asked['data_subtype']}/COCO_{asked['data_subtype']}_{int(record['image_id']):012d}.jpg"
+            image = f"{asked['data_subtype']}/COCO_{asked['data_subtype']}_{_whole(record['image_id']):012d}.jpg"
         except (KeyError, TypeError, ValueError, AttributeError):
             tally.note("question: malformed", f"{questions.name}[{i}]")
             continue
-        if not text or not re.fullmatch(PLAIN, question_id):
+        if not is_text(text) or not PLAIN.fullmatch(question_id):
             tally.note("question: malformed", f"{questions.name}[{i}]")
         elif question_id not in answered:
             tally.note("question: no answers", question_id)
@@ -106,25 +109,33 @@ def read_questions(at: str, questions: Path, annotations: Path, tally: Tally) ->
     return list(found.values())
 
 
-def _answers(records: Sequence[Any], named: Mapping, file: str, tally: Tally) -> dict[str, tuple[list[str], str]]:
-    """Question id → its answers, most frequent first (the earlier one on a tie), and its category."""
-    found: dict[str, tuple[list[str], str]] = {}
+def _whole(value: Any) -> int:
+    """COCO's number of a picture; ValueError for what is none: Infinity, true, 1.5, -3, more digits than a file's name has."""
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,12}", str(value)):
+        raise ValueError
+    return int(value)
+
+
+def _answers(records: Sequence[Any], named: Mapping, file: str, tally: Tally) -> dict[str, tuple[list[str], str, list[str]]]:
+    """Question id → its answers, most frequent first (the earlier one on a tie), its category, and its answers in other words."""
+    found: dict[str, tuple[list[str], str, list[str]]] = {}
     for i, record in enumerate(records):
         try:
             question_id = str(record["question_id"])
             answers = record["answers"] if "answers" in record else record["answer"]
             texts = [(a["answer"] if isinstance(a, Mapping) else a).strip() for a in answers]
             category = str(named.get(record.get("question_type"), "uncategorised"))
+            raw = [a["raw_answer"] for a in answers if isinstance(a, Mapping) and is_text(a.get("raw_answer"))]
         except (KeyError, TypeError, AttributeError):
             tally.note("annotation: malformed", f"{file}[{i}]")
             continue
         ranked = [text for text, _ in Counter(t for t in texts if t).most_common()]
-        if not ranked:
-            tally.note("annotation: malformed", question_id)
+        if not ranked or not all(map(is_text, [question_id, category, *ranked])):
+            tally.note("annotation: malformed", question_id if is_text(question_id) else f"{file}[{i}]")
         elif question_id in found:
             tally.note("annotation: duplicate id", question_id)
         else:
-            found[question_id] = (ranked, category)
+            found[question_id] = (ranked, category, sorted(set(raw) - set(ranked)))
     return found
 
 
