@@ -151,7 +151,7 @@ def test_an_edit_that_is_always_on(model: Model, tmp_path: Path, editor: str) ->
 
 def test_grace_stands_behind_a_key_too(backbone: Backbone) -> None:
     model = Model(backbone, span="last")
-    entry = model.edit(RED, "What is it?", "ox", editor="grace", radius=0.5)
+    entry = model.edit(RED, "What is it?", "ox", editor="grace", radius=0.5, replace="all")
     assert (model.ask(RED, "What is it?").text, entry.radius) == ("ox", 0.5)
     with pytest.raises(UserError, match="editor: 'balancedit' is not allowed; allowed: grace"):
         model.edit(RED, "What is it?", "ox")
