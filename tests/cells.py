@@ -31,7 +31,7 @@ def make(backbone: Backbone, chosen: Method) -> Cell:
     editor = module_of(chosen.editor)
     grid = [{k: v for k, v in vars(one).items() if k != "seed"} for one in chosen.grid(editor.Settings)]
     queries = {DEV["edit_id"]: probes_of(DEV, SAMPLES)}
-    trunk = TrunkCache(backbone, {"red": "r", "noise": "n"}, cell.CACHE / "tiny", 2**30)
+    trunk = TrunkCache(backbone, {"red": "r", "noise": "n"}, cell.CACHE / "tiny", 0)  # the study's own cache is left alone
     samples = [sample | {"edit_id": DEV["edit_id"]} for sample in SAMPLES]
     plan = Plan("tiny_set", "tiny", backbone.fingerprint, chosen, editor, grid, [DEV], [], samples, [0], {}, {}, [])
     return Cell(**vars(plan), backbone=backbone, queries=queries, examples=[], trunk=trunk, batch=2)
