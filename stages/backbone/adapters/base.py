@@ -109,7 +109,7 @@ class Adapter:
     @staticmethod
     def processor(folder: Path) -> Any:
         """What makes pixel inputs of a picture, from a checkpoint's folder; by PIL, so that nothing depends on torchvision."""
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
         """What `get_image_features` takes for one picture; what is transparent is white, as the embedded towers see it."""

@@ -20,7 +20,7 @@ class Architecture(blip_2.Architecture):
 
     @staticmethod
     def processor(folder: Path) -> Any:
-        asked = AutoTokenizer.from_pretrained(folder / "qformer_tokenizer")
+        asked = AutoTokenizer.from_pretrained(folder / "qformer_tokenizer", trust_remote_code=False)
         return SimpleNamespace(image_processor=blip_2.Architecture.processor(folder), qformer_tokenizer=asked)
 
     def inputs(self, image: Image.Image, question: str) -> Mapping[str, Any]:
