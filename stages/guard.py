@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from stages.editing import tried
 from stages.editing.declared import declared
 from stages.params import UserError, load, run
-from stages.sections import module_text
+from stages.sections import module_text, readable
 from stages.settings import STAGES, Dataset
 
 LOCK = Path(".dvc/tmp/study.lock")
@@ -86,6 +87,9 @@ def check(overrides: Sequence[str]) -> None:
 def validate(path: Path) -> None:
     """Read the whole file, and what only editors and sources know of it."""
     params = load(path)
+    with readable(tried.TABLE, "`git checkout` it, or run `python -m stages.editing tune`"):
+        for line in tried.read():
+            tried.cell_of(line)
     for method in params.methods.values():
         method.grid(declared(method.editor).Settings)
     for dataset in params.datasets.values():

@@ -59,7 +59,7 @@ T = TypeVar("T")
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 # What the system says when the fault is the user's disk or rights, not the program's.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,9 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if error.errno in UNWRITABLE:
+    except Exception as error:
+        full = "No space left on device" in str(error)  # as libraries say it that write by themselves
+        if full or isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(f"{path}: cannot be written: {error}") from error
         raise
     finally:

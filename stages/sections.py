@@ -3,7 +3,8 @@
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,22 @@ def shown(value: Any) -> str:
         return text if len(text) <= 160 else f"{text[:150]} ..."
     except (ValueError, RecursionError):  # a number of thousands of digits
         return f"a {type(value).__name__} too long to show"
+
+
+@contextmanager
+def readable(path: str | Path, remedy: str) -> Iterator[None]:
+    """Whatever a library raises over a file that is missing, cut or foreign is a UserError here, which names the file and what
+    makes it again.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {remedy}") from None
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: cannot be read: {why}; {remedy}") from error
 
 
 def refuse(key: str, value: Any, allowed: str) -> UserError:

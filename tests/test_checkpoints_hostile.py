@@ -167,7 +167,7 @@ def test_weights_that_are_cut_or_foreign_are_named(copied: Path) -> None:
         line = refused(copied)
         assert f"{path}: cut, or no safetensors file; download it again" in line, what
         with pytest.raises(UserError, match="cut, or no safetensors file; `./study repro` makes it again"):
-            pointer.weights(copied)
+            pointer.header(path, pointer.AGAIN)
 
 
 @pytest.mark.parametrize(
@@ -229,11 +229,13 @@ def test_a_pointer_that_is_broken_is_named(tmp_path: Path, text: str) -> None:
 
 def test_an_embedded_backbone_that_is_broken_is_one_line(copied: Path) -> None:
     (copied / checkpoints.PROMPT).write_text("{}")
+    with pytest.raises(UserError, match="model.safetensors: missing; `./study repro` makes it again"):
+        pointer.weights(copied.parent)
     breaks: dict[str, Callable[[Path], object]] = {
         "tokenizer.json": lambda path: path.write_text("{}"),
         "config.json": lambda path: path.write_text('{"model_type": "nothing"}'),
         checkpoints.PROMPT: lambda path: path.write_text("{"),
-        "model.safetensors": lambda path: path.unlink(),
+        "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:-5]),
     }
     for name, broken in breaks.items():
         kept = (copied / name).read_bytes()

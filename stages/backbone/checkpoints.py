@@ -82,6 +82,7 @@ def load(folder: Path, layer: int | None) -> Loaded:
     if (pointer := pointers.read(folder)) is not None:
         return _follow(pointer, folder.name, layer)
     pointers.within(folder.name, layer, pointers.depth(folder))
+    pointers.header(folder / "model.safetensors", AGAIN)
     prompt, whole = read_prompt(folder / PROMPT, AGAIN), pointers.weights(folder)
 
     def parts() -> tuple[nn.Module, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from stages import code
 from stages.params import UserError
-from stages.sections import refuse
+from stages.sections import readable, refuse
 
 POINTER = "checkpoint.json"
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # the small files a checkpoint is read from
@@ -65,9 +65,8 @@ def adapters(folder: Path) -> list[str]:
 
 
 def weights(folder: Path) -> str:
-    """A digest of an embedded backbone's weights; UserError where they are not whole."""
-    header(path := folder / "model.safetensors", AGAIN)
-    with path.open("rb") as file:
+    """A digest of an embedded backbone's weights; UserError where they are missing."""
+    with readable(path := folder / "model.safetensors", AGAIN), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from stages.params import UserError, write_atomically
+from stages.sections import readable
 from stages.settings import Edits
 
 LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
+AGAIN = "delete it, and `./study repro` makes it again"
 SPLITS = ("train", "dev", "test")
 
 TEXT = pa.string()
@@ -146,8 +148,10 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One parquet file, or some of its columns, without the libraries that `pq.read_table` loads."""
-    with pq.ParquetFile(path) as file:
+    """One parquet file, or some of its columns, without the libraries that `pq.read_table` loads; UserError where it is missing,
+    cut or foreign.
+    """
+    with readable(path, AGAIN), pq.ParquetFile(path) as file:
         return file.read(columns)
 
 
@@ -160,6 +164,8 @@ def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, A
     for name in EDITS.names:
         if name not in table.column_names:
             raise UserError(f"{path}: the field {name!r} is missing; needed: {', '.join(EDITS.names)}")
+    with readable(path, AGAIN):
+        table.select(EDITS.names).cast(EDITS)  # fields of another type
     rows = [row for row in table.to_pylist() if row["split"] in splits]
     for row in rows:
         for name in EDITS.names:
@@ -192,7 +198,10 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     for path in paths:
         if not path.exists():
             raise UserError(f"images: {path} is missing; run the stage that writes it first")
-        with pq.ParquetFile(path) as file:  # some at a time: the table and its pictures need not be in memory at once
+        with (
+            readable(path, AGAIN),
+            pq.ParquetFile(path) as file,
+        ):  # some at a time: the table and its pictures need not be in memory at once
             for batch in file.iter_batches(256, columns=["image_id", "png"]):
                 found.update(zip(*(batch.column(name).to_pylist() for name in ("image_id", "png")), strict=True))
     pa.default_memory_pool().release_unused()
@@ -205,5 +214,5 @@ def decode(image_id: str, png: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(png))
         image.load()
         return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {image_id!r}: not a readable picture ({error})") from None
