@@ -1,5 +1,6 @@
-"""Traces in, tables out. Cells are enumerated from the parameters, never by what lies in a folder. A table that is missing, cut or
-foreign is a UserError that names it and what makes it again.
+"""Traces in, tables out. Cells are enumerated from the parameters, never by what lies in a folder.
+
+A table that is missing, cut or foreign is a UserError that names it and what makes it again.
 """
 
 from collections.abc import Sequence

@@ -198,10 +198,8 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     for path in paths:
         if not path.exists():
             raise UserError(f"images: {path} is missing; run the stage that writes it first")
-        with (
-            readable(path, AGAIN),
-            pq.ParquetFile(path) as file,
-        ):  # some at a time: the table and its pictures need not be in memory at once
+        # Some at a time: the table and its pictures need not be in memory at once.
+        with readable(path, AGAIN), pq.ParquetFile(path) as file:
             for batch in file.iter_batches(256, columns=["image_id", "png"]):
                 found.update(zip(*(batch.column(name).to_pylist() for name in ("image_id", "png")), strict=True))
     pa.default_memory_pool().release_unused()
