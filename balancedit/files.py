@@ -13,7 +13,7 @@ from stages.backbone import checkpoints
 from stages.backbone.pointer import POINTER
 from stages.backbone.vlm import Backbone
 from stages.editing.codebook import Codebook
-from stages.sections import UserError, read_section, refuse
+from stages.sections import UserError, read_section, readable, refuse
 from stages.settings import STAGES, Checkpoint
 
 ROOT = Path(__file__).parents[1]  # the study: its params.yaml, its data, and what it has measured
@@ -65,7 +65,8 @@ def is_assembled(folder: Path) -> bool:
 def chosen_alpha(name: str) -> float:
     """The α that the study chose for a backbone on okedit's dev edits, 0.5 where it has none."""
     path = ROOT / "reports/ablations/summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with readable(path, "`git checkout` it, or run `python -m stages.ablations`"):
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return summary.get("okedit", {}).get(name, {}).get("balancedit", {}).get("best_alpha_on_dev", ALPHA)
 
 

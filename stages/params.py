@@ -8,19 +8,28 @@ import errno
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-from stages.sections import UserError, count, expect, mapping, number, one_of, read_section, refuse, texts
+from stages.sections import (
+    UserError,
+    count,
+    entries,
+    expect,
+    mapping,
+    module_text,
+    number,
+    one_of,
+    parse,
+    read_section,
+    refuse,
+    texts,
+)
 from stages.settings import (
     DEV,
     DEVICES,
@@ -50,7 +59,7 @@ T = TypeVar("T")
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 # What the system says when the fault is the user's disk or rights, not the program's.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 @dataclass(frozen=True)
@@ -105,10 +114,10 @@ class Params:
 
 def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     """Read and validate the whole file; any fault is a UserError. Modules are looked up under `stages`."""
-    raw = _parse(Path(path))
+    raw = parse(Path(path))
     names = [f.name for f in fields(Params)]
     expect("", raw, names, names)
-    keys = _named("keys", raw["keys"], partial(read_section, Place, stages=stages))
+    keys = entries("keys", raw["keys"], partial(read_section, Place, stages=stages))
     for name in set(keys) & set(SPANS):
         raise refuse("keys: the name", name, f"another than {', '.join(SPANS)}, the edited layer's own")
     key = read_section(Key, "key", raw["key"], stages)
@@ -126,7 +135,10 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         sections = {"key": own_key, "radius": own_radius, "sequence": own_sequence}
         common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published", "seeds", "scope")}
         hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
-        return read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
+        found = read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
+        if found.router == "builtin" and "scores=" not in module_text("editing/editors", found.editor, stages):
+            raise refuse(f"{at}.router", "builtin", f"another: {found.editor} has no router of its own")
+        return found
 
     def sharing(at: str, value: Any, name: str) -> Method:
         own = mapping(at, value)
@@ -157,7 +169,12 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         return one
 
     def seed(at: str, value: Any, name: str = "") -> int:
-        return count(0, 2**32 - 1)(at, value, stages)
+        found = count(0, 2**32 - 1)(at, value, stages)
+        if name and name != (first := taken.setdefault(found, name)):
+            raise refuse(at, found, f"another value than that of {first}")
+        return found
+
+    taken: dict[int, str] = {}
 
     training = _axis("training", raw, train)
     backbones = _axis("backbones", raw, backbone)
@@ -166,12 +183,18 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     datasets = _axis("datasets", raw, partial(read_section, Dataset, stages=stages))
     sequence = read_section(Sequence, "sequence", raw["sequence"], stages)
     methods = _axis("methods", raw, method)
-    scopes = _named("scopes", raw["scopes"], sharing, name=True)
+    scopes = entries("scopes", raw["scopes"], sharing, name=True)
     without = [d.name for d in datasets.values() if not min(d.dev, edits.dev)]
     for one in [*methods.values(), *scopes.values()]:
         if one.number_value == DEV and without:
             at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.number]
             raise UserError(f"{at}: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number")
+    layers = read_section(Layers, "layers", raw["layers"], stages)
+    asked = {f"keys.{name}.where": place.where for name, place in keys.items()}
+    for name, one in backbones.items():
+        if isinstance(one, Embedded) and (depth := training[one.training].depth(stages)) is not None:
+            _within(depth, name, {f"backbones.{name}.layer": one.layer})
+            _within(depth, name, {**asked, "layers.at": max(layers.at)} if name in edited else {})
     for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", {**methods, **scopes})):
         for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)
@@ -197,37 +220,24 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         methods=methods,
         scopes=scopes,
         sequence=sequence,
-        layers=read_section(Layers, "layers", raw["layers"], stages),
+        layers=layers,
         seeds=_axis("seeds", raw, seed),
     )
-
-
-def _parse(path: Path) -> Mapping[str, Any]:
-    try:
-        return mapping(str(path), YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except YAMLError as error:
-        marked = isinstance(error, MarkedYAMLError) and error.problem_mark
-        where = f"line {error.problem_mark.line + 1}: {error.problem}" if marked else str(error)
-        raise UserError(f"{path}: not valid YAML: {where}") from error
 
 
 def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str, T]:
     """One entry a name. Names become parts of file names such as <dataset>-<backbone>-<method>.parquet, so
     only a backbone, in the middle, may have a hyphen: every file name then has one reading."""
-    if not (found := _named(axis, raw[axis], read, "-" if axis in ("backbones", "training") else "", name=True)):
+    if not (found := entries(axis, raw[axis], read, "-" if axis in ("backbones", "training") else "", name=True)):
         raise refuse(axis, {}, "at least one entry")
     return found
 
 
-def _named(axis: str, value: Any, read: Callable[..., T], hyphen: str = "", name: bool = False) -> dict[str, T]:
-    """Entries by name, each told its `name` where it has use for it."""
-    section = mapping(axis, value)
-    for one in section:
-        if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]*", str(one)):
-            raise refuse(f"{axis}: the name", one, "lower-case letters, digits, _" + (" and -" if hyphen else ""))
-    return {str(one): read(f"{axis}.{one}", own, **({"name": str(one)} if name else {})) for one, own in section.items()}
+def _within(depth: int, backbone: str, asked: Mapping[str, int | str]) -> None:
+    """UserError for a key that asks for a decoder layer which a backbone of so many does not have."""
+    for key, layer in asked.items():
+        if isinstance(layer, int) and layer >= depth:
+            raise refuse(key, layer, f"0 to {depth - 1}, the decoder layers of {backbone}")
 
 
 def _pick(kind: str, axis: Mapping[str, T], name: str) -> T:
@@ -255,12 +265,19 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if error.errno in UNWRITABLE:
+    except Exception as error:
+        full = "No space left on device" in str(error)  # as libraries say it that write by themselves
+        if full or isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise UserError(f"{path}: cannot be written: {error}") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be written may not be removed either: the line above says why
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(line: str) -> NoReturn:
+    print("error: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -268,8 +285,11 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _refused(str(error))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _refused(f"{error.filename or 'a file'}: cannot be written: {error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,15 +1,26 @@
 """How a section of params.yaml becomes a dataclass: checks of single values, and the error whose text the user reads."""
 
 import math
-from collections.abc import Callable, Mapping
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
 T = TypeVar("T")
 # A check takes (key, value, stages folder) and returns the value for the dataclass, or raises UserError.
 Check = Callable[[str, Any, Path], Any]
+
+MOST = 1_000_000  # of whatever is counted, where nothing else bounds it: more is a slip, and would be asked of the memory
+SIZE, DEPTH = 250_000, 50  # bytes of the file, and levels of brackets
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 3, 80, 80, 12, 12, 8
 
 
 class UserError(Exception):
@@ -23,15 +34,42 @@ class Hyper:
     seed: int = field(default=0, kw_only=True)
 
 
+def shown(value: Any) -> str:
+    """A value as a line shows it, however long or deep it is."""
+    try:
+        text = _SHORT.repr(value)
+        return text if len(text) <= 160 else f"{text[:150]} ..."
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+
+
+@contextmanager
+def readable(path: str | Path, remedy: str) -> Iterator[None]:
+    """Whatever a library raises over a file that is missing, cut or foreign is a UserError here, which names the file and what
+    makes it again.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {remedy}") from None
+    except Exception as error:
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: cannot be read: {why}; {remedy}") from error
+
+
 def refuse(key: str, value: Any, allowed: str) -> UserError:
-    return UserError(f"{key}: {value!r} is not allowed; allowed: {allowed}")
+    return UserError(f"{key}: {shown(value)} is not allowed; allowed: {allowed}")
 
 
 def number(
     low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, whole: bool = False, word: str = ""
 ) -> Check:
-    """A finite number in [low, high] and > above; `whole` asks for an int; `word` may stand in its place."""
-    words = ["a whole number" if whole else "a number"]
+    """A finite number in [low, high] and > above; `whole` asks for an int, at most `MOST` where there is no `high`; `word` may
+    stand in its place.
+    """
+    words, most = ["a whole number" if whole else "a number"], MOST if whole and high == math.inf else high
     if math.isfinite(low):
         words.append(f"from {low} to {high}" if math.isfinite(high) else f">= {low}")
     if math.isfinite(above):
@@ -40,12 +78,19 @@ def number(
         words.append(f"or {word}")
 
     def check(key: str, value: Any, stages: Path) -> float | int | str:
-        if word and value == word:
+        if word and isinstance(value, str) and value == word:
             return word
-        right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not (right_type and math.isfinite(value) and low <= value <= high and value > above):
+        if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
             raise refuse(key, value, " ".join(words))
-        return int(value) if whole else float(value)
+        try:
+            found = float(value)
+        except OverflowError:  # a whole number that no float is as large as
+            found = math.inf if value > 0 else -math.inf
+        if whole and high == math.inf and found > MOST:
+            raise refuse(key, value, " ".join([*words, f"and <= {MOST}"]))
+        if not (math.isfinite(found) and low <= found <= most and found > above):
+            raise refuse(key, value, " ".join(words))
+        return int(value) if whole else found
 
     return check
 
@@ -77,7 +122,7 @@ def counts_of(*names: str) -> Check:
 
 def one_of(*allowed: str) -> Check:
     def check(key: str, value: Any, stages: Path) -> str:
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise refuse(key, value, ", ".join(allowed))
         return value
 
@@ -89,7 +134,7 @@ def some_of(*allowed: str) -> Check:
 
     def check(key: str, value: Any, stages: Path) -> tuple[str, ...]:
         listed = value if isinstance(value, list) else [value]
-        if not listed or any(one not in allowed or listed.count(one) > 1 for one in listed):
+        if not listed or any(not isinstance(one, str) or one not in allowed or listed.count(one) > 1 for one in listed):
             raise refuse(key, value, f"{', '.join(allowed)}, or a list of different ones")
         return tuple(listed)
 
@@ -109,18 +154,26 @@ def module_of(folder: str, has: str = "") -> Check:
     return check
 
 
+def module_text(folder: str, name: str, stages: Path) -> str:
+    """The source of a module that `module_of` allows."""
+    return (stages / folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+
+
 def text(key: str, value: Any, stages: Path) -> str:
     """Some text; a revision such as 1234567 must be quoted, or YAML reads a number."""
-    if not isinstance(value, str) or not value.strip():
-        raise refuse(key, value, "a text that is not empty")
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise refuse(key, value, "a text of one line that is not empty")
     return value
 
 
 def texts(key: str, value: Any, stages: Path) -> tuple[str, ...]:
     """A list of texts, at least one, no two alike."""
-    if not isinstance(value, list) or not value or len(set(map(str, value))) < len(value):
+    if not isinstance(value, list) or not value:
         raise refuse(key, value, "a list of different texts")
-    return tuple(text(key, one, stages) for one in value)
+    found = tuple(text(key, one, stages) for one in value)
+    if len(set(found)) < len(found):
+        raise refuse(key, value, "a list of different texts")
+    return found
 
 
 def template_text(key: str, value: Any, stages: Path) -> str:
@@ -134,6 +187,11 @@ def entry(check: Check, **default: Any) -> Any:
     return field(metadata={"check": check}, **default)
 
 
+def named(key: Any) -> str:
+    """A key as a line shows it: what is no short text of one line, as a value."""
+    return key if isinstance(key, str) and len(key) <= 80 and key.isprintable() else shown(key)
+
+
 def mapping(at: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise refuse(at, value, "a section of `key: value` lines")
@@ -143,7 +201,7 @@ def mapping(at: str, value: Any) -> Mapping[str, Any]:
 def expect(at: str, section: Mapping[str, Any], allowed: list[str], needed: list[str]) -> None:
     for name in section:
         if name not in allowed:
-            raise UserError(f"{at}{name}: {section[name]!r}: unknown key; allowed: {', '.join(allowed)}")
+            raise UserError(f"{at}{named(name)}: {shown(section[name])}: unknown key; allowed: {', '.join(allowed)}")
     for name in needed:
         if name not in section:
             raise UserError(f"{at}{name}: missing; needed: {', '.join(needed)}")
@@ -161,3 +219,39 @@ def read_section(cls: type[T], at: str, value: Any, stages: Path, *, base: T | N
     present = [f for name, f in checked.items() if name in section]
     read = {f.name: f.metadata["check"](f"{at}.{f.name}", section[f.name], stages) for f in present}
     return replace(base, **read) if base is not None else cls(**given, **read)
+
+
+def entries(axis: str, value: Any, read: Callable[..., T], hyphen: str = "", name: bool = False) -> dict[str, T]:
+    """Entries by name, each told its `name` where it has use for it. UserError for a name that is no text: YAML's 1 and "1" would
+    be two entries of one name.
+    """
+    section, allowed = mapping(axis, value), "1 to 60 of lower-case letters, digits, _" + (" and -" if hyphen else "")
+    for one in section:
+        if not isinstance(one, str):
+            raise refuse(f"{axis}: the name", one, f"a text, in quotes: {allowed}")
+        if not re.fullmatch(rf"[a-z0-9][a-z0-9_{hyphen}]{{0,59}}", one):
+            raise refuse(f"{axis}: the name", one, allowed)
+    return {one: read(f"{axis}.{one}", own, **({"name": one} if name else {})) for one, own in section.items()}
+
+
+def parse(path: Path) -> Mapping[str, Any]:
+    """The file as YAML has it; UserError for whatever YAML makes of it that is no section."""
+    try:
+        if (size := path.stat().st_size) > SIZE:
+            raise UserError(f"{path}: {size} bytes; allowed: at most {SIZE}")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for bracket in re.findall(r"[\[\]{}]", text):  # the library takes long over what is nested deeply
+            depth = max(depth + (1 if bracket in "[{" else -1), 0)
+            if depth > DEPTH:
+                raise RecursionError
+        return mapping(str(path), YAML(typ="safe", pure=True).load(text))
+    except UserError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: lists or sections are nested too deeply; allowed: {DEPTH} levels") from None
+    except Exception as error:  # the library lets pass what its own steps raise, such as a number that Python cannot read
+        marked = isinstance(error, MarkedYAMLError) and error.problem_mark
+        where = f"line {error.problem_mark.line + 1}: {error.problem}" if marked else str(error)
+        raise UserError(f"{path}: not valid YAML: {' '.join(where.split())[:200]}") from error

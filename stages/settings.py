@@ -3,6 +3,8 @@
 Importing this module is cheap on purpose: the names of editors, sources and backbone families are found by looking at file names.
 """
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -10,12 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.sections import (
+    UserError,
     count,
     counts,
     counts_of,
     entry,
     expect,
     module_of,
+    module_text,
     number,
     one_of,
     read_section,
@@ -35,6 +39,8 @@ CONNECTOR = "connector"
 STRATEGIES = ("balanced", "constant", "positive", "negative", "mean")
 WEIGHED = ("balanced", "mean")  # strategies that α has a part in
 DEV = "dev"
+DRAWS = 100_000  # of a bootstrap or a permutation test, times edits, are in memory at once
+COMBINATIONS = 1000  # of hyper-parameters that a method may choose from
 TOWER = "tower"
 DISTANCES = ("euclidean", "cosine")
 POSITIVES = 3  # rephrasings for training an edit has
@@ -85,8 +91,8 @@ class Radius:
 class Metrics:
     """The paired bootstrap over edits: number of resamples and the level of the interval (§3); permutations of paired tests."""
 
-    resamples: int = entry(count(1))
-    permutations: int = entry(count(1))
+    resamples: int = entry(count(1, DRAWS))
+    permutations: int = entry(count(1, DRAWS))
     level: float = entry(number(0.5, 0.999))
 
 
@@ -117,6 +123,11 @@ class Train:
     lora_rank: int = entry(count(1))
     feature_noise: float = entry(number(0))
     warmup: float = entry(number(0, 1))
+
+    def depth(self, stages: Path = STAGES) -> int | None:
+        """How many decoder layers its model has, as its family's module says in a line LAYERS = …; None where it does not."""
+        found = re.search(r"^LAYERS = (\d+)", module_text("backbone/families", self.family, stages), re.M)
+        return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,8 @@ class Dataset:
 
     def settings(self, cls: type[T]) -> T:
         """`own` as the source's `Settings`, a dataclass of `entry` fields; UserError names a wrong one."""
-        expect(f"datasets.{self.name}.", self.own, [f.name for c in (self, cls) for f in fields(c)][1:], [])
+        known = [f.name for c in (self, cls) for f in fields(c) if "check" in f.metadata]
+        expect(f"datasets.{self.name}.", self.own, known, [])
         return read_section(cls, f"datasets.{self.name}", self.own, STAGES)
 
 
@@ -272,4 +284,6 @@ class Method:
         at, several = f"methods.{self.name}", {k: v if isinstance(v, list) else [v] for k, v in self.hyper.items()}
         for name in (name for name, values in several.items() if not values):
             raise refuse(f"{at}.{name}", [], "a value, or a list of at least one")
+        if (number := math.prod(map(len, several.values()))) > COMBINATIONS:
+            raise UserError(f"{at}: {number} combinations to choose from; allowed: at most {COMBINATIONS}")
         return [read_section(cls, at, dict(zip(several, one, strict=True)), STAGES) for one in product(*several.values())]

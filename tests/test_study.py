@@ -111,9 +111,9 @@ def test_an_installation_that_failed_is_taken_up_again(clone):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("repro",), "-m dvc repro --all-pipelines"),
-        (("repro", "--force"), "-m dvc repro --force"),
-        (("dvc", "exp", "run", "-S", "radius.alpha=0.3"), "-m dvc exp run -S radius.alpha=0.3"),
+        (("repro",), "-m stages.guard repro --all-pipelines"),
+        (("repro", "--force"), "-m stages.guard repro --force"),
+        (("dvc", "exp", "run", "-S", "radius.alpha=0.3"), "-m stages.guard exp run -S radius.alpha=0.3"),
         (("test", "-k", "a b"), "-m pytest -k a b"),
         (("try", "--ask", "Who is it?"), "-m balancedit.try_it --ask Who is it?"),
     ],
@@ -129,7 +129,7 @@ def test_the_hub_is_asked_when_the_user_says_so(clone):
     study(clone, "setup")
     log(clone)
     assert study(clone, "repro", HF_HUB_OFFLINE="0").returncode == 0
-    assert log(clone) == ["-m dvc repro --all-pipelines offline=0 parallel=false quiet=1"]
+    assert log(clone) == ["-m stages.guard repro --all-pipelines offline=0 parallel=false quiet=1"]
 
 
 def test_no_python_is_one_clear_line(clone):

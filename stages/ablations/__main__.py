@@ -46,8 +46,8 @@ def main() -> None:
     places = list(product(params.datasets, params.edited))
     found = beside.each(partial(sweep, params), places, "ablations")
     for name, columns in COLUMNS.items():
-        whole = pd.concat([table for tables, _ in found for table in tables[name]])
-        write_csv(OUT / f"{name}.csv", whole[["dataset", "backbone", "method", *columns]])
+        parts, columns = [table for tables, _ in found for table in tables[name]], ["dataset", "backbone", "method", *columns]
+        write_csv(OUT / f"{name}.csv", pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns))
     summary: dict = {}
     for (dataset, backbone), (_, best) in zip(places, found, strict=True):
         summary.setdefault(dataset, {})[backbone] = best

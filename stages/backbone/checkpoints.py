@@ -5,34 +5,47 @@ at which commit, how it is loaded, and a digest. The digest spares every stage t
 files (configuration, tokenizer, processor) whole, and of a weight file the size, the header and the first 4 KiB of each tensor.
 """
 
-import hashlib
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub as hub
 import torch
 from huggingface_hub import errors
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 
 import stages.backbone.blip2_lite  # noqa: F401  (registers the embedded tower and BLIP-2 with AutoModel)
 from stages.backbone import pointer as pointers
 from stages.backbone.adapters import architecture
-from stages.backbone.pointer import POINTER, Pointer
+from stages.backbone.adapters.base import FORMERLY
+from stages.backbone.adapters.base import PROMPT as SAID
+from stages.backbone.pointer import (
+    AGAIN,
+    DOWNLOAD,
+    LAYERS,
+    POINTER,
+    Pointer,
+    check_code,
+    digest,
+    read_json,
+    tensors,
+    weight_files,
+)
 from stages.params import UserError, write_atomically
-from stages.settings import Checkpoint
+from stages.sections import refuse, template_text
+from stages.settings import STAGES, Checkpoint
 
+T = TypeVar("T")
 PROMPT = "prompt.json"  # what of the adapter's prompt differs for this checkpoint
-READ = ("*.json", "*.txt", "*.model", "*.jinja")  # the small files a checkpoint is read from
-SAMPLE = 4096  # bytes of each tensor that enter the digest
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "8bit": 1}
 ROOM = 1.1  # of the weights' size: what loading takes besides
+OWN = {"trust_remote_code": False}  # no checkpoint runs code of its own, and nobody is asked whether it may
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,9 @@ def point(settings: Checkpoint, folder: Path) -> Pointer:
     revision = None if is_folder(settings.checkpoint) else found.name
     check(settings, found)
     how = (settings.dtype, settings.device_map, settings.quantization, settings.template)
-    kind = json.loads((found / "config.json").read_text(encoding="utf-8")).get("model_type")
-    pointer = Pointer(settings.checkpoint, revision, *how, digest(found), kind)
+    config = _config(settings.checkpoint, found)
+    layers = config.get_text_config().num_hidden_layers
+    pointer = Pointer(settings.checkpoint, revision, *how, digest(found), config.model_type, layers)
     with write_atomically(folder / POINTER) as temporary:
         temporary.write_text(json.dumps(asdict(pointer), indent=2) + "\n")
     return pointer
@@ -66,34 +80,45 @@ def load(folder: Path, layer: int | None) -> Loaded:
     stays unquantised.
     """
     if (pointer := pointers.read(folder)) is not None:
-        return _follow(pointer, layer)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    prompt = json.loads((folder / PROMPT).read_text())
-    return Loaded(model, AutoTokenizer.from_pretrained(folder), None, prompt, pointers.weights(folder))
+        return _follow(pointer, folder.name, layer)
+    pointers.within(folder.name, layer, pointers.depth(folder))
+    pointers.header(folder / "model.safetensors", AGAIN)
+    prompt, whole = read_prompt(folder / PROMPT, AGAIN), pointers.weights(folder)
+
+    def parts() -> tuple[nn.Module, Any]:
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **OWN)
+        return model, AutoTokenizer.from_pretrained(folder, **OWN)
+
+    model, tokenizer = tried(f"backbone: {folder} cannot be loaded", AGAIN, parts)
+    return Loaded(model, tokenizer, None, prompt, whole)
 
 
 def last_layer(folder: Path, pointer: Pointer | None) -> int:
     """The layer of an assembled backbone that is edited where none is named."""
-    config = AutoConfig.from_pretrained(folder if pointer is None else locate(pointer.checkpoint, pointer.revision, cached=True))
+    found = folder if pointer is None else locate(pointer.checkpoint, pointer.revision, cached=True)
+    config = _config(str(found) if pointer is None else pointer.checkpoint, found)
     return architecture(config).last_layer(config)
 
 
-def _follow(pointer: Pointer, layer: int | None) -> Loaded:
+def _follow(pointer: Pointer, backbone: str, layer: int | None) -> Loaded:
     name = pointer.checkpoint
     found = locate(name, pointer.revision, cached=True)
     if digest(found) != pointer.digest:
         raise UserError(f"checkpoint: {name!r} has changed since the `backbone` stage read it; run `dvc repro -f` of that stage")
     check(pointer, found)
-    config = AutoConfig.from_pretrained(found)
+    config = _config(name, found)
     adapter = architecture(config)
+    pointers.within(backbone, layer, config.get_text_config().num_hidden_layers)
+    prompt = read_prompt(found / PROMPT, DOWNLOAD) if (found / PROMPT).exists() else {}
     quantised = {}
     if pointer.quantization == "8bit":
         edited = adapter.last_layer(config) if layer is None else layer
         kept = [rf".*\.layers\.{edited}\.(mlp\.up_proj|fc2)", "lm_head"]
         quantised["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    model, loading = AutoModelForImageTextToText.from_pretrained(
-        found, dtype=getattr(torch, pointer.dtype), device_map=pointer.device_map, output_loading_info=True, **quantised
-    )
+    how = {"dtype": getattr(torch, pointer.dtype), "device_map": pointer.device_map, "use_safetensors": True, **quantised, **OWN}
+    said, do = f"checkpoint: {name!r} cannot be loaded", "download it again, or take a machine with more memory"
+    opening = AutoModelForImageTextToText.from_pretrained
+    model, loading = tried(said, do, lambda: opening(found, output_loading_info=True, **how))
     if loading["missing_keys"] or loading["mismatched_keys"]:
         lacks = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
         raise UserError(
@@ -103,9 +128,8 @@ def _follow(pointer: Pointer, layer: int | None) -> Loaded:
         raise UserError(
             f"checkpoint: {name!r} does not fit into memory whole; allowed: quantization 8bit, or a machine with more"
         )
-    prompt = json.loads((found / PROMPT).read_text()) if (found / PROMPT).exists() else {}
     prompt |= {} if pointer.template is None else {"template": pointer.template}
-    return Loaded(model, AutoTokenizer.from_pretrained(found), adapter.processor(found), prompt, pointer.how)
+    return Loaded(model, AutoTokenizer.from_pretrained(found, **OWN), adapter.processor(found), prompt, pointer.how)
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------------
@@ -113,20 +137,20 @@ def _follow(pointer: Pointer, layer: int | None) -> Loaded:
 
 def is_folder(checkpoint: str) -> bool:
     """Whether a checkpoint names a folder rather than a model of the hub."""
-    return checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir()
+    return checkpoint.startswith(("/", ".", "~")) or os.path.isdir(checkpoint)  # which no name is too long for
 
 
 def locate(checkpoint: str, revision: str | None, cached: bool = False) -> Path:
     """The folder of a checkpoint; one of the hub is downloaded unless it must be `cached`. UserError says what to do."""
     if is_folder(checkpoint):
-        folder = Path(checkpoint).expanduser()
-        if not folder.is_dir():
+        folder = Path(os.path.expanduser(checkpoint))
+        if not os.path.isdir(folder):
             raise UserError(
                 f"checkpoint: no folder {checkpoint!r}; give the path of a checkpoint's folder, or a model of the hub"
             )
         return folder
     try:
-        files = [*READ, "model*.safetensors"]
+        files = [*pointers.READ, "model*.safetensors"]
         return Path(hub.snapshot_download(checkpoint, revision=revision, allow_patterns=files, local_files_only=cached))
     except errors.HFValidationError:
         raise UserError(f"checkpoint: {checkpoint!r} is not allowed; allowed: a folder, or owner/name of the hub") from None
@@ -158,18 +182,20 @@ def check(settings: Checkpoint | Pointer, folder: Path) -> None:
     name = settings.checkpoint
     if not (folder / "config.json").exists():
         raise UserError(f"checkpoint: {name!r} holds no config.json; needed: a folder as `save_pretrained` leaves it")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"checkpoint: {name!r}: transformers cannot read its config.json: {first_line(error)}") from None
-    adapter = architecture(config)
-    for part, read in (("tokenizer", AutoTokenizer.from_pretrained), ("image processor", adapter.processor)):
-        try:
-            read(folder)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"checkpoint: {name!r} holds no {part} that transformers can read: {first_line(error)}") from None
+    check_code(folder)
+    config = _config(name, folder)
+    adapter, layers = architecture(config), config.get_text_config().num_hidden_layers
+    if type(layers) is not int or not 0 < layers <= LAYERS:
+        raise refuse(f"{folder / 'config.json'}: num_hidden_layers", layers, f"a whole number from 1 to {LAYERS}")
+    if isinstance(settings, Checkpoint):
+        pointers.within(settings.name, settings.layer, layers)
+    if (folder / PROMPT).exists():
+        read_prompt(folder / PROMPT, DOWNLOAD)
+    said, do = f"checkpoint: {name!r} holds no %s that transformers can read", DOWNLOAD
+    tokenizer = tried(said % "tokenizer", do, lambda: AutoTokenizer.from_pretrained(folder, **OWN))
+    tried(said % "image processor", do, lambda: adapter.processor(folder))
     token = getattr(config, "image_token_id", None)
-    if token is None or AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(token) is None:
+    if type(token) is not int or not 0 <= token < len(tokenizer) or tokenizer.convert_ids_to_tokens(token) is None:
         raise UserError(f"checkpoint: {name!r} has no image token that config and tokenizer agree on; take a later revision")
     if settings.quantization == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("quantization: '8bit' needs bitsandbytes; run `pip install bitsandbytes` in .venv, or set it to none")
@@ -182,43 +208,41 @@ def check(settings: Checkpoint | Pointer, folder: Path) -> None:
 
 def first_line(error: Exception) -> str:
     """What a library says, without the page that may follow."""
-    return str(error).strip().split("\n")[0]
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, as its index lists them."""
-    index = folder / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        do = "download it again, or save it as safetensors with `save_pretrained`"
-        raise UserError(f"checkpoint: {folder} holds no {missing[0]}; {do}")
-    return [folder / name for name in names]
+def tried(said: str, do: str, what: Callable[[], T]) -> T:
+    """What a library makes of a checkpoint's files: it raises whatever it meets in broken ones, which is a UserError here."""
+    try:
+        return what()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{said}: {first_line(error)}; {do}") from error
 
 
-def tensors(path: Path) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Shape and place in the file, in bytes, of every tensor of a safetensors file, by its header alone."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    for name in sorted(header.keys() - {"__metadata__"}):
-        yield tuple(header[name]["shape"]), 8 + length + header[name]["data_offsets"][0]
+def _config(name: str, folder: Path) -> PretrainedConfig:
+    """A checkpoint's configuration; UserError where it is none."""
+    read_json(folder / "config.json", DOWNLOAD)
+    said = f"checkpoint: {name!r}: transformers cannot read its config.json"
+    return tried(said, "take another checkpoint, or download it again", lambda: AutoConfig.from_pretrained(folder, **OWN))
 
 
-def digest(folder: Path) -> str:
-    """A digest of a checkpoint's files that reads little of the weights (see the module's text)."""
-    result = hashlib.sha256()
-    for path in sorted(path for pattern in READ for path in folder.rglob(pattern)):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            result.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode() + path.read_bytes())
-    for path in weight_files(folder):
-        result.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            result.update(file.read(8 + int.from_bytes(file.read(8), "little")))
-            for _, start in tensors(path):
-                file.seek(start)
-                result.update(file.read(SAMPLE))
-    return result.hexdigest()
+def read_prompt(path: Path, remedy: str) -> dict[str, Any]:
+    """What of an adapter's prompt a file says differently; UserError for an entry that is none."""
+    found = read_json(path, remedy)
+    for key, value in found.items():
+        at, name = f"{path}: {key}", FORMERLY.get(key, key)
+        if name not in SAID:
+            raise UserError(f"{at}: {value!r}: unknown key; allowed: {', '.join(SAID)}")
+        if name == "template":
+            template_text(at, value, STAGES)
+        elif name == "image_delimiters":
+            if not isinstance(value, list) or len(value) != 2 or not all(isinstance(one, str) for one in value):
+                raise refuse(at, value, "a list of two texts")
+        elif not isinstance(value, str) and not (name == "end" and value is None):
+            raise refuse(at, value, "a text")
+    return found
 
 
 def memory_needed(settings: Checkpoint | Pointer, folder: Path) -> float:

@@ -19,7 +19,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration
 
-from stages.backbone.checkpoints import PROMPT, weight_files
+from stages.backbone.checkpoints import OWN, PROMPT, tried
+from stages.backbone.pointer import DOWNLOAD, check_code, header, weight_files
 from stages.params import UserError, run
 
 SEEING = ("vision_model.", "qformer.", "query_tokens")  # of BLIP-2; its T5 and its own projection are left
@@ -39,11 +40,13 @@ def assemble(blip2: Path, vicuna: Path, projection: Path, out: Path) -> None:
     for folder in (blip2, vicuna):
         if not (folder / "config.json").exists():
             raise UserError(f"minigpt4: {folder} holds no config.json; needed: a folder as `save_pretrained` leaves it")
-    tokenizer = AutoTokenizer.from_pretrained(vicuna)
+        check_code(folder)
+    tokenizer = _read(vicuna, AutoTokenizer)
     end = tokenizer.convert_tokens_to_ids(PROMPT_OF["end"])
     if tokenizer.unk_token_id is None or end in (None, tokenizer.unk_token_id):
         raise UserError(f"minigpt4: {vicuna}: its tokenizer has no unknown token or no {PROMPT_OF['end']!r}; needed: a LLaMA's")
-    seeing, language = AutoConfig.from_pretrained(blip2), AutoConfig.from_pretrained(vicuna)
+    seeing, language = _read(blip2, AutoConfig), _read(vicuna, AutoConfig)
+    process = _read(blip2, AutoImageProcessor, backend="pil")
     config = Blip2Config(
         vision_config=seeing.vision_config.to_dict(),
         qformer_config=seeing.qformer_config.to_dict(),
@@ -63,10 +66,16 @@ def assemble(blip2: Path, vicuna: Path, projection: Path, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    AutoImageProcessor.from_pretrained(blip2, backend="pil").save_pretrained(unfinished)
+    process.save_pretrained(unfinished)
     (unfinished / PROMPT).write_text(json.dumps(PROMPT_OF, indent=2))
     shutil.rmtree(out, ignore_errors=True)
     unfinished.rename(out)
+
+
+def _read(folder: Path, kind: Any, **how: Any) -> Any:
+    """A configuration, tokenizer or image processor of a piece; UserError where transformers cannot read it."""
+    said = f"minigpt4: {folder}: transformers cannot read its {kind.__name__.removeprefix('Auto')}"
+    return tried(said, DOWNLOAD, lambda: kind.from_pretrained(folder, **how, **OWN))
 
 
 def read_weights(folder: Path, beginnings: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
@@ -76,6 +85,7 @@ def read_weights(folder: Path, beginnings: tuple[str, ...] = ("",)) -> dict[str,
         return {name: tensor for path in pickled for name, tensor in _load(path).items() if name.startswith(beginnings)}
     found = {}
     for path in weight_files(folder):
+        header(path)
         with safe_open(path, "pt") as file:
             found |= {name: file.get_tensor(name) for name in file.keys() if name.startswith(beginnings)}  # noqa: SIM118
     return found

@@ -16,9 +16,9 @@ PROMPT = {"template": TEMPLATE, "image_delimiters": ("", ""), "end": END}
 def language_model(assets: Path) -> tuple[LlamaForCausalLM, LlamaConfig, PreTrainedTokenizerBase]:
     """SmolLM2 in float32, dequantised from its 4-bit GGUF file, its plain configuration and its tokenizer."""
     gguf = next((assets / "smollm2").glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(assets / "smollm2", gguf_file=gguf)
+    tokenizer = AutoTokenizer.from_pretrained(assets / "smollm2", gguf_file=gguf, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.eos_token = END
-    model = AutoModelForCausalLM.from_pretrained(assets / "smollm2", gguf_file=gguf, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(assets / "smollm2", gguf_file=gguf, dtype=torch.float32, trust_remote_code=False)
     keep = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "architectures")}
     return model, LlamaConfig(**keep), tokenizer
 

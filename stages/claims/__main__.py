@@ -12,12 +12,17 @@ from pathlib import Path
 import pandas as pd
 
 from stages.claims.verdicts import CLAIMS, Pair
-from stages.metrics.files import read_trace
+from stages.metrics.files import read_table, read_trace
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scope, scores
 from stages.settings import DEV
 
 OUT = Path("reports/claims.json")
+TABLES = {
+    "data/metrics/outcomes.parquet": "stages.metrics", "reports/sequences.csv": "stages.retention",
+    "reports/cost.csv": "stages.cost",
+}  # fmt: skip  # what is judged, and what makes it
+PLACE = ["dataset", "backbone", "method"]
 
 
 def open_pairs(params: Params, outcomes: pd.DataFrame, sequences: pd.DataFrame, costs: pd.DataFrame) -> list[Pair]:
@@ -48,8 +53,7 @@ def behind_one_radius(params: Params, dataset: str, backbone: str, name: str) ->
 
 def main() -> None:
     params = load()
-    tables = pd.read_parquet("data/metrics/outcomes.parquet"), *map(pd.read_csv, ("reports/sequences.csv", "reports/cost.csv"))
-    pairs = open_pairs(params, *tables)
+    pairs = open_pairs(params, *(read_table(Path(path), f"run `python -m {maker}`", PLACE) for path, maker in TABLES.items()))
     claims = [claim.judge(pair) for claim in CLAIMS for pair in pairs]
     with write_atomically(OUT) as temporary:
         temporary.write_text(json.dumps(claims, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from stages.params import UserError, write_atomically
+from stages.sections import readable
 
 MADE, KEPT = Path("data/traces"), Path("reports/traces")
 PLANS, STAMPS = Path("data/plans/edits"), Path("data/stamps/edits")
+AGAIN = "delete it, and `./study repro` makes it again"
 PROBE = ["edit_id", "probe"]  # what a row of a trace is of, beside its seed
 UNEDITED = (
     "split", "relation", "concept", "kind", "question", "image_id", "expected", "answer_off", "target_off", "tf_off",
@@ -43,7 +46,9 @@ class Stamp:
 
     @classmethod
     def read(cls, path: Path) -> "Stamp":
-        return cls(**read_json(path))
+        found = read_json(path)
+        with readable(path, AGAIN):
+            return cls(**found)
 
     def write(self, path: Path) -> None:
         write_json(path, {name: value for name, value in asdict(self).items() if value or name != "tried"})
@@ -66,7 +71,8 @@ class Planned:
     @classmethod
     def read(cls, path: Path) -> "Planned":
         found = read_json(path)
-        return cls(**found | {"kept": found["kept"] and Stamp(**found["kept"])})
+        with readable(path, AGAIN):
+            return cls(**found | {"kept": found["kept"] and Stamp(**found["kept"])})
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -86,20 +92,33 @@ class Planned:
 
 
 def stamped(path: Path, *files: Path, beside: Sequence[Path] = ()) -> dict[str, Any]:
-    """The `kept` and `content` of a plan: None where the stamp at `path` or a file is not there. `content` is not of the files
-    `beside`, which other cells add to.
+    """The `kept` and `content` of a plan: None where the stamp at `path` or a file is not there or cannot be read: it is made
+    again. `content` is not of the files `beside`, which other cells add to.
     """
+    absent = {"kept": None, "content": None}
     if not all(one.exists() for one in (path, *files, *beside)):
-        return {"kept": None, "content": None}
+        return absent
+    try:
+        kept = Stamp.read(path)
+        for one in (*files, *beside):
+            with readable(one, AGAIN), pq.ParquetFile(one) as file:
+                file.read()
+    except UserError as error:
+        print(f"[plan] {error}: what Git keeps of it counts as absent")
+        return absent
     content = hashlib.sha256(b"".join(one.read_bytes() for one in files)).hexdigest()[:16]
-    return {"kept": Stamp.read(path), "content": content}
+    return {"kept": kept, "content": content}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A small file; UserError where it is missing."""
     if not path.exists():
         raise UserError(f"{path} is missing; run the stage that writes it first (`dvc repro`)")
-    return json.loads(path.read_text(encoding="utf-8"))
+    with readable(path, AGAIN):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: a JSON {type(found).__name__}; needed: an object; {AGAIN}")
+        return found
 
 
 def write_json(path: Path, said: Mapping[str, Any]) -> None:
@@ -129,13 +148,13 @@ def keep(name: str) -> Stamp:
     stamp, path = Stamp.read(STAMPS / f"{name}.json"), MADE / f"{name}.parquet"
     if not path.exists():
         raise UserError(f"trace: {path} is missing; run the `edits` stage first")
-    made, (kept, common) = pd.read_parquet(path), files(name)
+    made, (kept, common) = table_of(path), files(name)
     share = shared(made)
     found = made.drop_duplicates(PROBE)[[*PROBE, *share]].sort_values(PROBE, ignore_index=True)
-    if common.exists():
-        found = joined(pd.read_parquet(common), found)
+    if (there := kept_at(common)) is not None:
+        found = joined(there, found)
     for target, table in ((common, found), (kept, made.drop(columns=share))):
-        if not (target.exists() and pd.read_parquet(target).equals(small(table))):
+        if (there := kept_at(target)) is None or not there.equals(small(table)):
             write(target, small(table))
     replace(stamp, tried=[]).write(KEPT / f"{name}.json")
     return stamp
@@ -168,10 +187,24 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def read(name: str) -> pd.DataFrame:
     """A cell's whole trace as Git has it."""
-    own, common = (pd.read_parquet(path) for path in files(name))
+    own, common = map(table_of, files(name))
     whole = own.merge(common, on=PROBE, how="left", validate="many_to_one")
     floats = [column for column in whole if whole[column].dtype == np.float32]
     return in_order(whole).astype(dict.fromkeys(floats, np.float64))
+
+
+def table_of(path: Path) -> pd.DataFrame:
+    """A table; UserError where it is missing, cut or foreign."""
+    with readable(path, AGAIN):
+        return pd.read_parquet(path)
+
+
+def kept_at(path: Path) -> pd.DataFrame | None:
+    """A table that Git keeps, None where it is not there or cannot be read: then it is written anew."""
+    try:
+        return table_of(path) if path.exists() else None
+    except UserError:
+        return None
 
 
 def files(name: str) -> list[Path]:

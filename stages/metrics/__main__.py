@@ -5,7 +5,7 @@ python -m stages.metrics
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,11 +21,13 @@ from stages.metrics.files import read_trace, write_csv
 from stages.params import Params, derive_seed, load, run, write_atomically
 from stages.scoring import routing, scores
 from stages.scoring.scope import choose, settled
+from stages.sections import readable
 from stages.settings import DEV, Method
 
 AXES = ["backbone", "dataset", "method"]
 PAIRED = ["ours", "protocol", "metric", "difference", "low", "high", "p", "p_holm", "detectable", "n"]
 TRIED = [*AXES, "setting", "scope", *scores.HM_PARTS, "hm", "tied", "steps", "edits", "chosen"]
+RADII = [*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]
 INTERVALS = ["mean", "low", "high", "low_relation", "high_relation", "n"]
 
 
@@ -59,7 +61,7 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
         cell = dict(zip(AXES, (backbone, dataset, method.name), strict=True))
         trace = read_trace(dataset, backbone, method.made_as)
         used.append(cell | trace[["tried", "settings"]].iloc[0].to_dict())
-        tried += tuning.of_cell((dataset, backbone, method.name)) if method.edits is None else chosen_for(method, trace, cell)
+        tried += tried_for((dataset, backbone, method.name)) if method.edits is None else chosen_for(method, trace, cell)
         method = settled(method, trace)
         routed = routing.route(trace, routing.routed_on(trace, method))
         if method.router == "codebook" and method.scope == "ball":
@@ -88,7 +90,7 @@ def score(params: Params, place: tuple[str, str]) -> dict[str, pd.DataFrame]:
     compared = against_baselines(params, tables, draws).assign(backbone=backbone, dataset=dataset)
     return {
         "scores": pd.concat(scored)[[*AXES, "protocol", "metric", *INTERVALS]],
-        "radii": pd.concat(radii)[[*AXES, "seed", "edit_id", "split", "alpha", "d_plus", "d_minus", "epsilon", "inverted"]],
+        "radii": pd.concat(radii)[RADII] if radii else pd.DataFrame(columns=RADII),
         "settings": pd.DataFrame(used),
         "tuned": pd.DataFrame(tried, columns=TRIED),
         "strata": pd.concat(stratified),
@@ -105,6 +107,12 @@ def depths(trace: pd.DataFrame, method: Method) -> pd.DataFrame:
     found = trace[["split", "seed", "edit_id", "kind"]].assign(**routing.depths(trace, method))
     probes = ~found["kind"].str.startswith("sample_") & (found["split"] == "test") & (found["seed"] == found["seed"].min())
     return found[probes].drop(columns=["split", "seed"])
+
+
+def tried_for(names: Sequence[str]) -> Sequence[Mapping[str, str]]:
+    """What was tried for a cell; UserError where the table that says it cannot be read."""
+    with readable(tuning.TABLE, "`git checkout` it, or run `python -m stages.editing tune`"):
+        return tuning.of_cell(names)
 
 
 def chosen_for(method: Method, trace: pd.DataFrame, cell: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -30,8 +30,9 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         try:
-            model = CLIPModel.from_pretrained(self.model).eval()
-            tokenizer, processor = AutoTokenizer.from_pretrained(self.model), CLIPImageProcessorPil.from_pretrained(self.model)
+            model = CLIPModel.from_pretrained(self.model, trust_remote_code=False).eval()
+            tokenizer = AutoTokenizer.from_pretrained(self.model, trust_remote_code=False)
+            processor = CLIPImageProcessorPil.from_pretrained(self.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{at}.model: {self.model!r} cannot be loaded: {error}") from None
 

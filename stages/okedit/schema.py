@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.params import UserError, write_atomically
+from stages.sections import readable
 from stages.settings import Edits
 
 LOCALITY_KINDS = ("near_image", "far_image", "other_question", "unrelated", "text_only", "no_image")
+AGAIN = "delete it, and `./study repro` makes it again"
 SPLITS = ("train", "dev", "test")
 # Pillow's plugins, by name: others may start a program, as EPS starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -150,8 +152,10 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One parquet file, or some of its columns, without the libraries that `pq.read_table` loads."""
-    with pq.ParquetFile(path) as file:
+    """One parquet file, or some of its columns, without the libraries that `pq.read_table` loads; UserError where it is missing,
+    cut or foreign.
+    """
+    with readable(path, AGAIN), pq.ParquetFile(path) as file:
         return file.read(columns)
 
 
@@ -164,6 +168,8 @@ def read_edits(folder: Path, splits: Sequence[str] = SPLITS) -> list[dict[str, A
     for name in EDITS.names:
         if name not in table.column_names:
             raise UserError(f"{path}: the field {name!r} is missing; needed: {', '.join(EDITS.names)}")
+    with readable(path, AGAIN):
+        table.select(EDITS.names).cast(EDITS)  # fields of another type
     rows = [row for row in table.to_pylist() if row["split"] in splits]
     for row in rows:
         for name in EDITS.names:
@@ -196,7 +202,8 @@ def read_images(*paths: Path) -> dict[str, bytes]:
     for path in paths:
         if not path.exists():
             raise UserError(f"images: {path} is missing; run the stage that writes it first")
-        with pq.ParquetFile(path) as file:  # some at a time: the table and its pictures need not be in memory at once
+        # Some at a time: the table and its pictures need not be in memory at once.
+        with readable(path, AGAIN), pq.ParquetFile(path) as file:
             for batch in file.iter_batches(256, columns=["image_id", "png"]):
                 found.update(zip(*(batch.column(name).to_pylist() for name in ("image_id", "png")), strict=True))
     pa.default_memory_pool().release_unused()

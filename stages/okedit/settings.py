@@ -13,7 +13,7 @@ def text(pattern: str = r"\S.*", words: str = "a text of one line") -> Check:
     """A string that `pattern` matches whole."""
 
     def check(key: str, value: Any, stages: Path) -> str:
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        if not isinstance(value, str) or not value.isprintable() or not re.fullmatch(pattern, value):
             raise refuse(key, value, words)
         return value
 
@@ -38,7 +38,7 @@ def variant(chooser: str, variants: Mapping[str, type]) -> Check:
 
     def check(key: str, value: Any, stages: Path) -> Any:
         chosen = value.get(chooser) if isinstance(value, Mapping) else None
-        if chosen not in variants:
+        if not isinstance(chosen, str) or chosen not in variants:
             raise refuse(f"{key}.{chooser}", chosen, ", ".join(variants))
         rest = {name: entry for name, entry in value.items() if name != chooser}
         return read_section(variants[chosen], key, rest, stages)

@@ -8,13 +8,15 @@ from typing import Any
 from stages.params import UserError
 from stages.report.markup import Table, TableCell
 from stages.report.names import percent
+from stages.sections import readable
 
 
 def read(path: str) -> list[dict[str, Any]]:
     """The rows; UserError names a missing file."""
     if not Path(path).exists():
         raise UserError(f"{path}: missing; run the stage that writes it first")
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    with readable(path, "run `python -m stages.claims`"):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def table(claims: Sequence[Mapping[str, Any]], level: float) -> Table:

@@ -11,6 +11,7 @@ from stages.params import UserError, write_atomically
 from stages.report import html, names
 from stages.report.markup import Table, TableCell
 from stages.report.names import count, need, ordered, pairs, percent, select, where
+from stages.sections import readable
 
 FOLDER = Path("reports/tables")
 OUTCOMES = ["target", "unchanged", "other"]
@@ -35,7 +36,10 @@ def read(*paths: str) -> pd.DataFrame:
     for path in paths:
         if not Path(path).exists():
             raise UserError(f"{path}: missing; run the stage that writes it first")
-    parts = [pd.read_parquet(p) if str(p).endswith(".parquet") else pd.read_csv(p) for p in paths]
+    parts = []
+    for path in paths:
+        with readable(path, "run the stage that writes it again"):
+            parts.append(pd.read_parquet(path) if str(path).endswith(".parquet") else pd.read_csv(path))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -19,7 +19,7 @@ from stages import beside
 from stages.editing.conflicts import RULES
 from stages.editing.declared import declared
 from stages.editing.trace_cache import Stamp
-from stages.metrics.files import read_trace, write_csv
+from stages.metrics.files import read_table, read_trace, write_csv
 from stages.params import Params, UserError, derive_seed, load, run
 from stages.scoring import routing, scope
 from stages.sequences import cache, choices, retention
@@ -37,9 +37,10 @@ def open_tables(place: Place) -> dict[str, tuple[retention.Tables, int | None]]:
     """
     parts, name = {}, "-".join(place)
     for path in cache.files(cache.MADE / name):
+        remedy = f"run `python -m stages.sequences {' '.join(place)}`"
         if not path.exists():
-            raise UserError(f"sequences: {path} is missing; run `python -m stages.sequences {' '.join(place)}`")
-        parts[path.stem] = pd.read_parquet(path)
+            raise UserError(f"sequences: {path} is missing; {remedy}")
+        parts[path.stem] = read_table(path, remedy)
     found, settings = {}, Stamp.read(cache.STAMPS / f"{name}.json").settings
     for chosen_on, hyper in settings.items():
         made = "sequence" if hyper == settings["sequence"] else chosen_on

@@ -17,6 +17,7 @@ from stages.backbone.parts import IMAGE_TOKEN, fill_tower, language_model
 from stages.backbone.start import deviation
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 
+LAYERS = 30  # of SmolLM2's decoder
 CONNECTOR = ("query_tokens", "qformer.", "language_projection.")
 QUERIES = 32
 TEMPERATURE = 0.05  # of the cosine similarity to a concept's tokens

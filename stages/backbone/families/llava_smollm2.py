@@ -12,6 +12,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedT
 from stages.backbone.parts import IMAGE_TOKEN, fill_tower, language_model
 from stages.backbone.tower import EfficientNetLiteConfig, EfficientNetLiteTower
 
+LAYERS = 30  # of SmolLM2's decoder
 CONNECTOR = ("model.multi_modal_projector.",)  # where the connector's parameters are in the model
 SHIFT = 3.0  # GELU(x + 3) is all but linear for |x| < 2: the two-layer projector starts as one linear map
 

@@ -42,7 +42,7 @@ class Diffusers:
         except ImportError:
             raise UserError(f"{self.at}.provider: 'diffusers' needs the package of that name; see requirements.txt") from None
         try:
-            pipeline = AutoPipelineForText2Image.from_pretrained(self.settings.model)
+            pipeline = AutoPipelineForText2Image.from_pretrained(self.settings.model, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.at}.model: {self.settings.model!r} cannot be loaded: {error}") from None
         pipeline.set_progress_bar_config(disable=True)

@@ -40,8 +40,8 @@ class Transformers:
         s = self.settings
         weights = {"gguf_file": s.gguf} if s.gguf else {}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(s.model, **weights)
-            model = AutoModelForCausalLM.from_pretrained(s.model, dtype=torch.float32, **weights)
+            tokenizer = AutoTokenizer.from_pretrained(s.model, **weights, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(s.model, dtype=torch.float32, **weights, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{self.at}.model: {s.model!r} cannot be loaded: {error}") from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
