@@ -116,6 +116,14 @@ def test_a_choice_that_was_kept_is_not_made_again(backbone, records, tmp_path: P
         tuning.chosen(team, records, path)
 
 
+def test_lines_of_another_form_are_left_out(tmp_path: Path) -> None:
+    """An earlier version wrote other columns."""
+    path, at = tmp_path / "tuning.csv", {"dataset": "d", "backbone": "b"}
+    tried.keep([at | {"method": "old", "hm": "1", "chosen": "True"}], path)
+    tried.keep([at | {"method": name, "hm": "1", "scope": "0.5", "chosen": "True"} for name in ("new", "newer")], path)
+    assert [(line["method"], line["scope"]) for line in tried.read(path)] == [("new", "0.5"), ("newer", "0.5")]
+
+
 def test_one_value_each_needs_no_choice(backbone: Backbone, records: Records, tmp_path: Path) -> None:
     cell = make(backbone, method("balancedit", lr=1e-2, margin=0.1))
     settings, _ = tuning.chosen(Team.alone(cell), records, tmp_path / "none.csv")

@@ -37,9 +37,12 @@ def read(path: Path = TABLE) -> list[Line]:
 
 
 def keep(tried: Sequence[Line], path: Path = TABLE) -> None:
-    """Write what was tried in some cells in the place of what stood there."""
+    """Write what was tried in some cells in the place of what stood there. Lines with other columns, which an earlier version
+    wrote, say nothing that would be read.
+    """
     cells = {cell_of(line) for line in tried}
-    lines = sorted([*(line for line in read(path) if cell_of(line) not in cells), *tried], key=cell_of)
+    stay = (line for line in read(path) if cell_of(line) not in cells and line.keys() == tried[0].keys())
+    lines = sorted([*stay, *tried], key=cell_of)
     with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
         table.writeheader()
