@@ -23,12 +23,12 @@ LAST = {"layers": 1}
 @pytest.fixture()
 def learnt(backbone, examples, tmp_path) -> dict:
     """Statistics of the train edits, of the last layer's map alone."""
-    return fitted(ultraedit, backbone, examples, SETTINGS["ultraedit"] | LAST | {"seed": 0}, "test", tmp_path)
+    return fitted(ultraedit, backbone, examples, SETTINGS["ultraedit"] | LAST, "test", tmp_path)
 
 
 def test_a_shift_by_hand() -> None:
     """h = [1 2] and v = 3 as they are: the move is −0.1·5·3 = −1.5, and of it 1.5·h/(5 + 1) goes into the weight."""
-    plain = ultraedit.Normaliser(torch.tensor(2.0), torch.zeros(3), torch.ones(3))
+    plain = ultraedit.Normaliser(2.0, torch.zeros(3), torch.ones(3))
     found = ultraedit.shift(torch.tensor([[1.0, 2.0, 3.0]]), plain, 2, 0.1)
     torch.testing.assert_close(found, torch.tensor([[-0.25, -0.5]]), atol=1e-5, rtol=1e-5)
 

@@ -4,8 +4,8 @@ The memory and the counterfactual model are SERAC's (`stages.editing.editors.ser
 edit and a query by their questions and by their pictures: exp(−a·‖f(z) − f(x)‖² − b·‖g(z) − g(x)‖²), in scope from the method's
 threshold on (one half). f is MiniLM over questions, g what the connector makes of a picture, a mean over its tokens. a and b are
 learnt: the binary cross-entropy of pairs of a train edit and one of its queries, with all its queries in scope (other pictures
-among them) inside, and others outside, those that ask the edit's own question about another picture among them. 300 train edits
-of the embedded set make 4,200 such pairs or fewer: 14 an edit at most, as `pairs_of` counts them.
+among them) inside, and others outside, those that ask the edit's own question about another picture among them. Of the
+embedded set's 300 train edits 11 queries each make 3,300 pairs, of which 1,800 are inside.
 
 In a sequence a query goes to the edit in the memory that the classifier finds most similar, the latest of equal ones.
 

@@ -23,6 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,16 +53,16 @@ class Settings(Hyper):
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What is known of rows [h; v]: how many were `seen` [], their mean [in + out] and their sum of squared deviations."""
+    """What is known of rows [h; v]: how many were `seen`, their mean [in + out] and their sum of squared deviations."""
 
-    seen: torch.Tensor
+    seen: float
     mean: torch.Tensor
     spread: torch.Tensor
 
     @classmethod
     def of(cls, rows: torch.Tensor) -> "Normaliser":
         """Of rows [T, in + out]."""
-        return cls(rows.new_tensor(len(rows)), rows.mean(0), (rows - rows.mean(0)).square().sum(0))
+        return cls(float(len(rows)), rows.mean(0), (rows - rows.mean(0)).square().sum(0))
 
     def after(self, rows: torch.Tensor) -> "Normaliser":
         """With more rows [T, in + out] (Chan et al., 1979)."""
@@ -73,14 +74,14 @@ class Normaliser:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows less the mean, in units of the deviation."""
         eps = torch.finfo(rows.dtype).eps
-        return (rows - self.mean) / ((self.spread / (self.seen - 1 + eps)).sqrt() + eps)
+        return (rows - self.mean) / ((self.spread / max(self.seen - 1, 1)).sqrt() + eps)
 
 
 @dataclass(frozen=True)
 class Shifted(Difference):
     """A difference of a weight, and the statistics that the next edit goes on from."""
 
-    seen: torch.Tensor
+    seen: float
     mean: torch.Tensor
     spread: torch.Tensor
 
@@ -124,7 +125,7 @@ def watched(known: Statistics, maps: Sequence[nn.Linear], rows: Sequence[torch.T
 
 def fit(
     backbone: Backbone, examples: Sequence[Example], settings: Settings, checkpoint: Path, part: str
-) -> dict[str, dict[str, torch.Tensor]]:
+) -> dict[str, dict[str, Any]]:
     """Nothing is trained: the statistics of the rows of all train edits, each of the unedited model."""
     maps, known = edited_maps(backbone, settings.layers), {}
     for example in examples:
@@ -133,9 +134,7 @@ def fit(
     return {name: vars(one) for name, one in known.items()}
 
 
-def edit(
-    backbone: Backbone, request: Request, settings: Settings, fitted: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]
-) -> Edit:
+def edit(backbone: Backbone, request: Request, settings: Settings, fitted: Mapping[str, Mapping[str, Any]]) -> Edit:
     """One step, from the weights and the statistics that an earlier edit left where there is one."""
     return edit_batch(backbone, [request], [settings], fitted)[0]
 
@@ -144,7 +143,7 @@ def edit_batch(
     backbone: Backbone,
     requests: Sequence[Request],
     settings: Sequence[Settings],
-    fitted: Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]],
+    fitted: Mapping[str, Mapping[str, Any]],
 ) -> list[Edit]:
     """The edits of several requests, whose gradients are taken in one pass."""
     lr, maps = settings[0].lr, edited_maps(backbone, settings[0].layers)
