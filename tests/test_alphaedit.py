@@ -78,7 +78,7 @@ def test_what_is_preserved_stays_but_for_its_share_below_the_threshold(backbone,
     keys = torch.cat([alphaedit.preserved(backbone, example.states) for example in examples])
     size = {}
     for null in (float(values[8]), float(values[-1]) * 2):
-        edit = alphaedit.edit(backbone, request, settings_of("alphaedit", null=null, ridge=1e-6), learnt)
+        edit = alphaedit.edit(backbone, request, settings_of("alphaedit", preserve=null, ridge=1e-6), learnt)
         delta = next(iter(edit.added.values())).delta
         size[null] = ((keys @ delta.T).square().mean() / delta.square().mean()).sqrt().item()
     narrow, wide = size.values()
@@ -97,7 +97,7 @@ def test_moves_are_sought_within_a_share_of_the_states_norm(backbone, states) ->
 
 def test_a_sequence_carries_weight_and_keys_on(backbone, examples, learnt) -> None:
     """What the first edit's keys give stays as the first edit left it."""
-    own, last, left = settings_of("alphaedit", null=1e3, ridge=1e-6), None, []
+    own, last, left = settings_of("alphaedit", preserve=1e3, ridge=1e-6), None, []
     for example in examples:
         last = alphaedit.edit(backbone, replace(request_of(example.states, example.row), start=last), own, learnt)
         left.append(next(iter(last.added.values())))

@@ -50,7 +50,7 @@ class Settings(Hyper):
     of their norm in the loss, and the share of the residual stream's norm that they stay within.
     """
 
-    null: float = entry(number(above=0), default=2e-2)
+    preserve: float = entry(number(above=0), default=2e-2)
     ridge: float = entry(number(above=0), default=10.0)
     lr: float = entry(number(above=0), default=0.1)
     steps: int = entry(count(1), default=25)
@@ -113,7 +113,7 @@ def edit_batch(
     one, value, batch = settings[0], value_map(backbone), Batch.of(requests, backbone.device)
     moves, steps, first = sought(backbone, batch, one)
     keys = activations(backbone, batch.hidden, batch.mask, batch.positions)[:, -batch.real.shape[1] :]
-    null = fitted["preserved"]["vectors"][:, fitted["preserved"]["values"] < one.null]
+    null = fitted["preserved"]["vectors"][:, fitted["preserved"]["values"] < one.preserve]
     found = []
     for request, real, own, wanted in zip(requests, batch.real, keys, moves, strict=True):
         before = request.start.added[value] if request.start else Projected(zero_difference(value), own[:0])
