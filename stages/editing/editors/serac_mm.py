@@ -11,9 +11,9 @@ In a sequence a query goes to the edit in the memory that the classifier finds m
 
 What differs from the paper:
 
-- It encodes question and picture by CLIP, and trains what fuses the two. Here no CLIP is at hand, and as in SERAC here no more
-  than the weight of each is learnt: the train edits have few phrasings and pictures, which a linear map in that place learns by
-  heart.
+- It extracts features of both by an encoder of its own, trains what fuses them, and has the edit's answer read too. Here, as in
+  SERAC here, no more than the weight of each is learnt: the train edits have few phrasings and pictures, which a linear map in
+  that place learns by heart.
 - A query without a picture has a feature of zeros in its place, as the mean of no token; distances between pictures are in units
   of the train edits' pictures' deviation, so that a and b begin at the same 1.
 - Queries of one edit are all the queries that the classifier learns from: none pairs two edits.
