@@ -34,6 +34,10 @@ SETTINGS = ONE_MAP | {
     "wise": {
         "alpha": 5.0, "beta": 20.0, "gamma": 10.0, "mask": 0.5, "bound": 1.0, "lr": 0.1, "steps": 150, "seed": 0,
     },
+    "ultraedit": {"layers": 3, "lr": 0.1, "seed": 0},
+    "memoir": {"share": 0.5, "lr": 1.0, "steps": 60, "seed": 0},
+    "serac_mm": {"scope_lr": 0.01, "scope_steps": 20, "rank": 2, "scale": 4.0, "lr": 1e-3, "steps": 3, "seed": 0},
+    "alphaedit": {"preserve": 10.0, "ridge": 1e-2, "lr": 0.1, "steps": 60, "decay": 0.0, "clamp": 5.0, "seed": 0},
 }  # fmt: skip
 PARTS = {"finetune-last": {"part": "last"}, "finetune-connector": {"part": "connector", "lr": 0.1, "steps": 150}}
 EVERY = [*SETTINGS, *PARTS]

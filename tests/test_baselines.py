@@ -46,14 +46,16 @@ def test_the_backbone_is_restored_bit_for_bit(name, backbone, examples, probes, 
     assert torch.equal(clean, backbone.prefill(backbone.prompts([Query("What is it?", "red")])).final)
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n not in ("base", "ike", "mend", "serac")])
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in ("base", "ike", "mend", "serac", "serac_mm", "ultraedit")])
 def test_what_is_optimised_reaches_its_target(name, backbone, examples, probes, states, tmp_path) -> None:
     edit = made(name, backbone, examples, states, tmp_path)
     assert edit.reached
     assert trace.trace_edit(backbone, ROW, probes, states, edit)[0]["target_on"]
 
 
-@pytest.mark.parametrize("name", ["finetune-last", "lora", "finetune-connector", "ike", "serac", "wise"])
+@pytest.mark.parametrize(
+    "name", ["finetune-last", "lora", "finetune-connector", "ike", "serac", "wise", "ultraedit", "memoir", "alphaedit"]
+)
 def test_the_trace_says_what_generation_with_the_edit_gives(name, backbone, examples, probes, states, tmp_path) -> None:
     """Token by token, each through a plain full forward of one unpadded prompt while the edit is applied."""
     edit = made(name, backbone, examples, states, tmp_path)

@@ -24,7 +24,7 @@ ROWS = [
     ROW | {"question": "Why?", "image_id": "noise", "target": "e"},
     ROW | {"question": "And without a picture?", "image_id": None, "target": "none"},
 ]
-NAMES = ["balancedit", "grace", "finetune", "finetune-last", "lora", "wise", "mend"]
+NAMES = ["balancedit", "grace", "finetune", "finetune-last", "lora", "wise", "mend", "ultraedit", "memoir", "alphaedit"]
 some = st.lists(st.integers(0, len(ROWS) - 1), min_size=1, max_size=5)
 
 
@@ -43,7 +43,7 @@ def requests_of(readings: list[trace.Trial]) -> list[Request]:
 def test_an_edit_made_beside_others_is_the_one_made_alone(name: str, backbone, examples, readings, tmp_path) -> None:
     """The same steps, loss and outcomes, over random batches of prompts and targets of several lengths."""
     own = settings_of(name)
-    own = replace(own, steps=12) if hasattr(own, "margin") or name == "wise" else own
+    own = replace(own, steps=12) if hasattr(own, "margin") or name in ("wise", "memoir", "alphaedit") else own
     editor = module_of(name.split("-")[0])
     more = {"fitted": fitted(editor, backbone, examples, vars(own), "test", tmp_path)} if hasattr(editor, "fit") else {}
     requests, each = requests_of(readings), [replace(own, seed=number) for number in range(len(ROWS))]

@@ -73,11 +73,11 @@ def test_an_editors_code_is_its_own_and_what_all_share(study: Path) -> None:
     change(editing / "editors/balancedit.py", "lr=one.lr", "lr=2 * one.lr")
     assert changed() == {"balancedit"}
     change(editing / "editors/lora.py", "PROJECTIONS = (", "PROJECTIONS = 2 * (")
-    assert changed() == {"balancedit", "lora", "serac"}
+    assert changed() == {"balancedit", "lora", "serac", "serac_mm"}
     (editing / "editors/another.py").write_text((editing / "editors/base.py").read_text())
-    assert changed() == {"balancedit", "lora", "serac"}
+    assert changed() == {"balancedit", "lora", "serac", "serac_mm"}
     change(study / "stages/backbone/adapters/smolvlm.py", "class Architecture(", "A = 1\n\n\nclass Architecture(")
-    assert changed() == {"balancedit", "lora", "serac"}  # another architecture's
+    assert changed() == {"balancedit", "lora", "serac", "serac_mm"}  # another architecture's
     change(study / "stages/backbone/adapters/llava.py", "class Architecture(", "A = 1\n\n\nclass Architecture(")
     assert changed() == set(before)
 
@@ -108,7 +108,7 @@ def test_what_is_declared_is_what_the_module_says() -> None:
 @pytest.mark.parametrize("name", ["plan", "code", "__init__", "romes"])
 def test_what_is_no_editor_is_refused(study: Path, name: str) -> None:
     change(study / "params.yaml", "editor: mend", f"editor: {name}")
-    with pytest.raises(UserError, match=f"methods.mend.editor: '{name}' is not allowed; allowed: balancedit, base, finetune,"):
+    with pytest.raises(UserError, match=f"methods.mend.editor: '{name}' is not allowed; allowed: alphaedit, balancedit, base,"):
         load(study / "params.yaml")
 
 
