@@ -100,9 +100,10 @@ REPORTS = {
     "metrics": Report(
         "Results",
         "The main tables in both protocols, the scores of every method, and distances against the radius.",
-        ("frontier", "scores_strict", "scores_teacher_forced", "distances"),
-        ("hm_strict", "main_strict", "areas", "tuning", "power", "hm_teacher_forced", "main_teacher_forced", "paired_strict",
-         "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii", "settings"),
+        ("frontier", "depths", "scores_strict", "scores_teacher_forced", "distances"),
+        ("hm_strict", "main_strict", "areas", "artists", "tuning", "power", "hm_teacher_forced", "main_teacher_forced",
+         "paired_strict", "paired_teacher_forced", "probes_strict", "probes_teacher_forced", "conditional", "strata", "radii",
+         "settings"),
     ),
     "ablations": Report(
         "Ablations",
