@@ -16,7 +16,7 @@ from stages.editing.probes import probes_of
 from stages.editing.trunk import request_of, run_trunk
 from tests import elsewhere
 from tests.architectures import ARCHITECTURES, open_checkpoint, save_checkpoint
-from tests.editors import EVERY, ONE_MAP, made
+from tests.editors import EVERY, ONE_MAP, made, settings_of
 from tests.rows import ROW, SAMPLES
 
 pytestmark = pytest.mark.usefixtures("letters")
@@ -25,7 +25,7 @@ PROBES = probes_of(ROW, SAMPLES)
 
 def traced(backbone: Backbone, editor: str) -> list[dict]:
     states = run_trunk(backbone, ROW, PROBES)
-    edit = load_editor(editor)(backbone, request_of(states, ROW), ONE_MAP[editor])
+    edit = load_editor(editor)(backbone, request_of(states, ROW), settings_of(editor))
     return trace.trace_edit(backbone, ROW, PROBES, states, edit)
 
 
@@ -110,7 +110,7 @@ def test_a_codebook_elsewhere_answers_as_on_the_cpu(words, tmp_path) -> None:
     def answered(backbone: Backbone) -> torch.Tensor:
         states = run_trunk(backbone, ROW, PROBES)
         phi, book = states.phi["prompt"], Codebook()
-        edit = load_editor("balancedit")(backbone, request_of(states, ROW), ONE_MAP["balancedit"])
+        edit = load_editor("balancedit")(backbone, request_of(states, ROW), settings_of("balancedit"))
         book.add(Entry(phi[0], 1e-3, ROW["target"], edit))
         chosen = book.route(phi[: len(states.mask)])
         assert 0 in chosen and -1 in chosen
@@ -133,8 +133,8 @@ def test_short_types_are_edited_in_float32(architecture: str, words, tmp_path) -
     assert {phi.dtype for phi in states.phi.values()} == {backbone.weight.dtype} == {torch.float32}
     for name in sorted(ONE_MAP) if architecture == "llava" else ["balancedit"]:
         request = request_of(states, ROW)
-        before = load_editor(name)(backbone, request, ONE_MAP[name] | {"steps": 0})
-        edit = load_editor(name)(backbone, request, ONE_MAP[name])
+        before = load_editor(name)(backbone, request, settings_of(name, steps=0))
+        edit = load_editor(name)(backbone, request, settings_of(name))
         rows = trace.trace_edit(backbone, ROW, PROBES, states, edit)
         assert edit.loss < before.loss and rows[0]["target_on"] == edit.reached
     assert sums(backbone) == weights
@@ -144,7 +144,7 @@ def test_a_step_too_small_for_a_short_type_still_counts(words, tmp_path) -> None
     """Adam's steps of 1e-4 are below half a bfloat16 step of most weights; float32 master weights take them all."""
     backbone = open_checkpoint(save_checkpoint("llava", words, tmp_path / "saved"), tmp_path, dtype="bfloat16")
     request = request_of(run_trunk(backbone, ROW, PROBES), ROW)
-    settings = {"lr": 1e-4, "steps": 1, "margin": 100.0, "rank": 0}
+    settings = settings_of("balancedit", lr=1e-4, steps=1, margin=100.0)
     edit = load_editor("balancedit")(backbone, request, settings)
     identity = torch.eye(backbone.edited.in_features)[None]
     seen = edit.output(identity, identity, request.prompt)[0].T
