@@ -284,6 +284,7 @@ def test_sequences_ask_of_these_the_first(openable: Plan, tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sequences, "chain", stop)
+    monkeypatch.setattr(sequences, "chosen", lambda *_: ({"sequence": {}, "edits": {}}, []))
     with pytest.raises(KeyboardInterrupt):
         sequences.make(params, plan, Planned("digest", "code", "cpu", {}, None, None, None))
     assert seen == [counts | {"edit": 1}]

@@ -166,7 +166,7 @@ def test_grace_stands_behind_a_key_too(backbone: Backbone) -> None:
         ({"picture": "none.png"}, "picture: 'none.png' cannot be read: No such file"),
         ({"picture": __file__}, "cannot be read: PIL knows no such picture; allowed: a picture's file, a PIL image, or None"),
         ({"picture": 3}, "picture: 'int' is not allowed"),
-        ({"question": " "}, "question: ' ' is not allowed; allowed: a text that is not empty"),
+        ({"question": " "}, "question: ' ' is not allowed; allowed: a text of one line that is not empty"),
         ({"answer": ""}, "answer: '' is not allowed"),
         ({"rephrasing": ""}, "rephrasing: '' is not allowed"),
         ({"alpha": 2}, "alpha: 2 is not allowed; allowed: a number from 0 to 1"),
