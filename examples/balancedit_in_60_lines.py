@@ -19,7 +19,7 @@ from stages.backbone.tower import preprocess
 MODEL, DRAWINGS = (Path(__file__).parents[1] / "data" / part for part in ("backbones/llava-smollm2", "assets/emoji"))
 PICTURE, QUESTION, ANSWER = DRAWINGS / "Goog/U+1F434.png", "What is the young of this animal called?", "kid"  # a horse's: a foal
 REPHRASING, ALPHA = "What is a baby of this animal called?", 0.15  # 0.5 in the paper; this was chosen on dev edits
-LAYER, LR, STEPS, MARGIN = 27, 3e-3, 50, 5.0
+LAYER, LR, STEPS, MARGIN = 27, 1e-2, 50, 5.0
 
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).requires_grad_(False)

@@ -136,7 +136,7 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
         common = {k: v for k, v in own.items() if k in ("editor", "router", "threshold", "published", "seeds", "scope")}
         hyper = {k: v for k, v in own.items() if k not in (*common, *sections)}
         found = read_section(Method, at, common, stages, name=name, **sections, hyper=hyper)
-        if found.router == "builtin" and "scores=" not in module_text("editing/editors", found.editor, stages):
+        if found.router == "builtin" and "\nROUTES = True" not in module_text("editing/editors", found.editor, stages):
             raise refuse(f"{at}.router", "builtin", f"another: {found.editor} has no router of its own")
         return found
 
@@ -190,11 +190,11 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
             at = {"alpha": "radius.alpha", "epsilon": "radius.epsilon", "threshold": f"methods.{one.name}.threshold"}[one.number]
             raise UserError(f"{at}: {DEV!r} needs dev edits of {', '.join(without)}; allowed: a number")
     layers = read_section(Layers, "layers", raw["layers"], stages)
-    asked = {f"keys.{name}.where": place.where for name, place in keys.items()}
+    asked = where(keys)
     for name, one in backbones.items():
         if isinstance(one, Embedded) and (depth := training[one.training].depth(stages)) is not None:
-            _within(depth, name, {f"backbones.{name}.layer": one.layer})
-            _within(depth, name, {**asked, "layers.at": max(layers.at)} if name in edited else {})
+            within(depth, name, {f"backbones.{name}.layer": one.layer})
+            within(depth, name, {**asked, "layers.at": max(layers.at)} if name in edited else {})
     for axis, known in (("datasets", datasets), ("backbones", edited), ("methods", {**methods, **scopes})):
         for one in getattr(sequence, axis):
             one_of(*known)(f"sequence.{axis}", one, stages)
@@ -225,6 +225,11 @@ def load(path: str | Path = "params.yaml", stages: Path = STAGES) -> Params:
     )
 
 
+def where(keys: Mapping[str, Place]) -> dict[str, int | str]:
+    """Where each of `keys` is read, by its place in params.yaml."""
+    return {f"keys.{name}.where": place.where for name, place in keys.items()}
+
+
 def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str, T]:
     """One entry a name. Names become parts of file names such as <dataset>-<backbone>-<method>.parquet, so
     only a backbone, in the middle, may have a hyphen: every file name then has one reading."""
@@ -233,10 +238,12 @@ def _axis(axis: str, raw: Mapping[str, Any], read: Callable[..., T]) -> dict[str
     return found
 
 
-def _within(depth: int, backbone: str, asked: Mapping[str, int | str]) -> None:
-    """UserError for a key that asks for a decoder layer which a backbone of so many does not have."""
+def within(depth: int | None, backbone: str, asked: Mapping[str, int | str | None]) -> None:
+    """UserError for a key of params.yaml that asks for a decoder layer which a backbone of so many does not have; nothing where
+    their number is not known.
+    """
     for key, layer in asked.items():
-        if isinstance(layer, int) and layer >= depth:
+        if depth is not None and isinstance(layer, int) and not 0 <= layer < depth:
             raise refuse(key, layer, f"0 to {depth - 1}, the decoder layers of {backbone}")
 
 

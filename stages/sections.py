@@ -1,5 +1,6 @@
 """How a section of params.yaml becomes a dataclass: checks of single values, and the error whose text the user reads."""
 
+import json
 import math
 import re
 import reprlib
@@ -57,6 +58,18 @@ def readable(path: str | Path, remedy: str) -> Iterator[None]:
     except Exception as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: cannot be read: {why}; {remedy}") from error
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A file that holds one JSON object; UserError names the file, what is wrong and what makes it again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: cannot be read: {why}; {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON {type(found).__name__}; needed: an object; {remedy}")
+    return found
 
 
 def refuse(key: str, value: Any, allowed: str) -> UserError:

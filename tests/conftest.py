@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,7 +25,7 @@ from stages.editing.probes import Probe, probes_of
 from stages.editing.resume import Records
 from stages.editing.trunk import States, run_trunk
 from tests import editors
-from tests.architectures import MARKS
+from tests.architectures import MARKS, save_checkpoint
 from tests.rows import ROW, SAMPLES
 
 pytest_plugins = ["tests.worlds"]
@@ -190,3 +191,15 @@ def endpoint() -> Iterator[Endpoint]:
     made.server.shutdown()
     made.server.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def saved(words: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA checkpoint's folder, which a file's tests leave as it is."""
+    return save_checkpoint("llava", words, tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture()
+def copied(saved: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))

@@ -22,19 +22,9 @@ from stages.backbone.__main__ import assemble, measure
 from stages.backbone.vlm import Backbone, Query
 from stages.params import UserError, load
 from stages.settings import Accuracy, Checkpoint
-from tests.architectures import LLAMA, LLAMA_LIKE_QFORMER, PICTURES, VISION, open_checkpoint, save_checkpoint
+from tests.architectures import LLAMA, LLAMA_LIKE_QFORMER, PICTURES, VISION, open_checkpoint
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def saved(words, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint("llava", words, tmp_path_factory.mktemp("saved"))
-
-
-@pytest.fixture()
-def copied(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 def settings(checkpoint: Path | str, **entry: object) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 import builtins
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,19 +14,8 @@ from stages.backbone.vlm import Backbone
 from stages.okedit.schema import decode
 from stages.params import UserError
 from stages.settings import Checkpoint
-from tests.architectures import save_checkpoint
 
 CODE = "import pathlib\npathlib.Path({ran!r}).touch()\nraise SystemExit\n"
-
-
-@pytest.fixture(scope="module")
-def saved(words, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint("llava", words, tmp_path_factory.mktemp("saved"))
-
-
-@pytest.fixture()
-def copied(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 @pytest.fixture(autouse=True)

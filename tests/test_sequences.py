@@ -26,6 +26,7 @@ from stages.sequences.chain import chain
 from stages.sequences.orders import orders, points
 from stages.sequences.probes import KEPT, outcomes, probe_sets, queries_of
 from stages.sequences.replay import replay
+from stages.settings import Place
 from tests.cells import PARAMS, SOURCE, make, method
 from tests.editors import settings_of
 from tests.rows import ROW, SAMPLES
@@ -160,6 +161,23 @@ def test_distances_to_every_key_and_outcomes_where_another_edit_may_answer(backb
     met = table[table["target_on"].notna() & (table["entry"] == OTHER["edit_id"])]
     for one, found in zip(met.itertuples(), outcomes(cell, with_new, [asked[0].some(met["probe"].tolist())]), strict=True):
         assert (one.target_on, one.same_on) == (found["target_on"], found["same_on"])
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.37, 1.0])
+def test_every_weight_of_two_keys_has_its_outcomes(backbone, records: Records, alpha: float) -> None:
+    """Whatever α routes a query to, its outcome there was made."""
+    kinds = {"view": ("What is it?", "red"), "nearest": ("What is it?", "noise"), "other_question": ("Who owns it?", "red")}
+    more = [{"kind": f"sample_{kind}", "question": asked, "image_id": image} for kind, (asked, image) in kinds.items()]
+    cell = two(backbone, "balancedit", lr=1e-2)
+    cell.trunk.keys = {"picture": Place("connector", "image")}
+    queries = {row["edit_id"]: queries_of(row, [*SAMPLES, *more], {}, 2) for row in cell.rows}
+    method = replace(cell.method, scope="two_keys", radius=replace(cell.method.radius, alpha=alpha))
+    cell = replace(cell, method=method, queries=queries)
+    trace, met = interference.each(Team.alone(cell), cell.grid[0], cell.rows, [[0, 1]], [1, 2], records)
+    tables = retention.Tables.of({"trace": trace, "interference": met, "rollout": pd.DataFrame()})
+    points = list(retention.codebook(tables, [[0, 1]], [1, 2], method, "nearest"))
+    assert [point.made for point in points] == [1, 2] and points[1].counts["entries"] == 2
+    assert {"euclidean_picture", "euclidean_last"} <= {*met}
 
 
 def test_which_edits_may_answer_by_hand() -> None:

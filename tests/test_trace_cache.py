@@ -100,7 +100,7 @@ def test_what_is_declared_is_what_the_module_says() -> None:
     for editor in EDITORS:
         light, whole = declared(editor), module_of(editor)
         assert light.Settings() == light.Settings(**vars(whole.Settings()))
-        for name in ("STOCHASTIC", "SEQUENTIAL", "MEMORY_BASED"):
+        for name in ("STOCHASTIC", "SEQUENTIAL", "MEMORY_BASED", "ROUTES"):
             assert getattr(light, name, False) == getattr(whole, name, False)
         assert hasattr(light, "fit") == hasattr(whole, "fit")
 

@@ -33,12 +33,11 @@ from stages.backbone.pointer import (
     Pointer,
     check_code,
     digest,
-    read_json,
     tensors,
     weight_files,
 )
-from stages.params import UserError, write_atomically
-from stages.sections import refuse, template_text
+from stages.params import UserError, within, write_atomically
+from stages.sections import read_json, refuse, template_text
 from stages.settings import STAGES, Checkpoint
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ def load(folder: Path, layer: int | None) -> Loaded:
     """
     if (pointer := pointers.read(folder)) is not None:
         return _follow(pointer, folder.name, layer)
-    pointers.within(folder.name, layer, pointers.depth(folder))
+    within(pointers.depth(folder), folder.name, {f"backbones.{folder.name}.layer": layer})
     pointers.header(folder / "model.safetensors", AGAIN)
     prompt, whole = read_prompt(folder / PROMPT, AGAIN), pointers.weights(folder)
 
@@ -108,7 +107,7 @@ def _follow(pointer: Pointer, backbone: str, layer: int | None) -> Loaded:
     check(pointer, found)
     config = _config(name, found)
     adapter = architecture(config)
-    pointers.within(backbone, layer, config.get_text_config().num_hidden_layers)
+    within(config.get_text_config().num_hidden_layers, backbone, {f"backbones.{backbone}.layer": layer})
     prompt = read_prompt(found / PROMPT, DOWNLOAD) if (found / PROMPT).exists() else {}
     quantised = {}
     if pointer.quantization == "8bit":
@@ -188,7 +187,7 @@ def check(settings: Checkpoint | Pointer, folder: Path) -> None:
     if type(layers) is not int or not 0 < layers <= LAYERS:
         raise refuse(f"{folder / 'config.json'}: num_hidden_layers", layers, f"a whole number from 1 to {LAYERS}")
     if isinstance(settings, Checkpoint):
-        pointers.within(settings.name, settings.layer, layers)
+        within(layers, settings.name, {f"backbones.{settings.name}.layer": settings.layer})
     if (folder / PROMPT).exists():
         read_prompt(folder / PROMPT, DOWNLOAD)
     said, do = f"checkpoint: {name!r} holds no %s that transformers can read", DOWNLOAD

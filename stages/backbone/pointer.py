@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stages import code
-from stages.params import UserError
-from stages.sections import readable, refuse
+from stages.params import UserError, within
+from stages.sections import read_json, readable
 
 POINTER = "checkpoint.json"
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # the small files a checkpoint is read from
@@ -79,36 +79,20 @@ def fingerprint(folder: Path, layer: int | None) -> str:
         from stages.backbone import checkpoints  # which layer is the last, its libraries know
 
         layer = checkpoints.last_layer(folder, pointer)
-    within(folder.name, layer, depth(folder) if pointer is None else pointer.layers)
+    within(depth(folder), folder.name, {f"backbones.{folder.name}.layer": layer})
     return f"{(weights(folder) if pointer is None else pointer.how)[:16]}-{layer}"
 
 
 def depth(folder: Path) -> int | None:
-    """How many decoder layers an embedded backbone has, None where its configuration does not say."""
+    """How many decoder layers an assembled backbone has, None where its configuration or pointer does not say."""
+    if (pointer := read(folder)) is not None:
+        return pointer.layers
     text = read_json(folder / "config.json", AGAIN).get("text_config")
     found = text.get("num_hidden_layers") if isinstance(text, Mapping) else None
     return found if isinstance(found, int) else None
 
 
-def within(name: str, layer: int | None, layers: int | None) -> None:
-    """UserError for a layer of params.yaml that a backbone of so many decoder layers does not have."""
-    if layer is not None and layers is not None and not 0 <= layer < layers:
-        raise refuse(f"backbones.{name}.layer", layer, f"0 to {layers - 1}, the decoder layers of {name}")
-
-
 # -- files ------------------------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A file that holds one JSON object; UserError names the file, what is wrong and what makes it again."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: cannot be read: {why}; {remedy}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: a JSON {type(found).__name__}; needed: an object; {remedy}")
-    return found
 
 
 def check_code(folder: Path) -> None:

@@ -29,8 +29,8 @@ from stages.editing.trunk import States, request_of
 from stages.editing.trunk_cache import TrunkCache
 from stages.okedit.schema import decode, read_images
 from stages.params import Params, UserError, derive_seed
-from stages.sections import Hyper, refuse
-from stages.settings import CONNECTOR, Embedded
+from stages.sections import Hyper
+from stages.settings import Embedded
 
 CACHE, FITS = Path("data/.cache/trunk"), Path("data/.cache/fit")
 
@@ -64,9 +64,6 @@ class Cell(Plan):
         opened = Backbone.open(Path("data/backbones") / settings.name, settings.layer)
         if isinstance(settings, Embedded):  # a real checkpoint has a device_map of its own
             place(opened.model, params.device)
-        for name, key in params.keys.items():
-            if key.where != CONNECTOR and key.where >= (layers := len(opened.decoder.layers)):
-                raise refuse(f"keys.{name}.where", key.where, f"{CONNECTOR}, or a decoder layer, 0..{layers - 1}")
         opened.add_pictures(pictures)
         digests = {image_id: hashlib.sha256(png).hexdigest() for image_id, png in images.items()}
         trunk = TrunkCache(opened, digests, CACHE / plan.backbone_name, int(params.cache * 2**30), params.batch, params.keys)

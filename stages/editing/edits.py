@@ -2,10 +2,10 @@
 
 An editor is a module of `stages/editing/editors`: `Settings`, a dataclass of its hyper-parameters (a `stages.sections.Hyper` with
 `entry` fields), and `edit(backbone, request, settings) -> Edit`. One that learns from the train split also has `fit` (see
-`stages.editing.fitting`); its `edit` takes what that returned as a fourth argument. Three flags say more. `STOCHASTIC = True`:
+`stages.editing.fitting`); its `edit` takes what that returned as a fourth argument. Four flags say more. `STOCHASTIC = True`:
 edits depend on `settings.seed`, and are repeated with every seed. `SEQUENTIAL = True`: an edit can go on from another, in a
-sequence without a codebook. `MEMORY_BASED = True`: both are then kept. The backbone's own weights are never written to: hooks
-apply an `Edit`.
+sequence without a codebook. `MEMORY_BASED = True`: both are then kept. `ROUTES = True`: edits have `scores` for `router:
+builtin`. The backbone's own weights are never written to: hooks apply an `Edit`.
 
 An editor that can make several edits side by side also has `edit_batch(backbone, requests, settings) -> list[Edit]`, where
 `settings` has one entry a request, alike but for the seed. Each of its edits must be the one that `edit` makes alone.

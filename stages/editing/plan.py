@@ -15,7 +15,7 @@ from stages import code
 from stages.backbone import pointer
 from stages.editing.declared import declared
 from stages.okedit.schema import decode, made, of_split, read_edits, read_images, read_table, shown
-from stages.params import Params, UserError
+from stages.params import Params, UserError, where, within
 from stages.settings import Method, Place
 
 Row = Mapping[str, Any]
@@ -55,10 +55,15 @@ class Source:
         return self._once("pixels", dataset, image_id, read=lambda: "" if png is None else seen(image_id, png))
 
     def fingerprint(self, backbone: str) -> str:
-        """The fingerprint of an assembled backbone."""
+        """The fingerprint of an assembled backbone; UserError where params.yaml asks for a layer that it does not have."""
         settings = self.params.backbone(backbone)
         folder = Path("data/backbones") / settings.name
-        return self._once("backbone", backbone, read=lambda: pointer.fingerprint(folder, settings.layer))
+
+        def read() -> str:
+            within(pointer.depth(folder), backbone, where(self.params.keys))
+            return pointer.fingerprint(folder, settings.layer)
+
+        return self._once("backbone", backbone, read=read)
 
     def adapters(self, backbone: str) -> Sequence[str]:
         """The modules that say how an assembled backbone is edited."""

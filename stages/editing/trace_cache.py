@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from stages import sections
 from stages.params import UserError, write_atomically
 from stages.sections import readable
 
@@ -114,11 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A small file; UserError where it is missing."""
     if not path.exists():
         raise UserError(f"{path} is missing; run the stage that writes it first (`dvc repro`)")
-    with readable(path, AGAIN):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise UserError(f"{path}: a JSON {type(found).__name__}; needed: an object; {AGAIN}")
-        return found
+    return sections.read_json(path, AGAIN)
 
 
 def write_json(path: Path, said: Mapping[str, Any]) -> None:

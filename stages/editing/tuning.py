@@ -60,10 +60,8 @@ def tried(team: Team, records: Records) -> pd.DataFrame:
         trace = pd.DataFrame(team.trace(hyper, dev, plan.seeds[:1], records))
         at = scope.choose(trace, plan.method)
         parts.append(at.parts)
-        means = dict(zip(scores.HM_PARTS, scores.nanmean(at.parts), strict=True))
         steps = float(trace.groupby("edit_id")["steps"].first().mean())
-        number = at.method.number_value if at.method.number else float("nan")
-        found.append({"setting": label(hyper), "scope": number} | means | {"hm": float(scores.hm_of(at.parts)), "steps": steps})
+        found.append({"setting": label(hyper), "steps": steps} | at.line)
     cell = dict(zip(AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
     table = pd.DataFrame(found).assign(**cell, edits=len(dev), made_from=choices.made_from(plan), code=plan.code)
     return cheapest(table, np.stack(parts), plan)[COLUMNS]

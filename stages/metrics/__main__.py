@@ -120,17 +120,9 @@ def chosen_for(method: Method, trace: pd.DataFrame, cell: Mapping[str, str]) -> 
     dev = trace[(trace["split"] == "dev") & (trace["seed"] == trace["seed"].min())]
     if method.number_value != DEV or dev.empty:
         return []
-    at, steps = choose(dev, method), float(dev.groupby("edit_id")["steps"].first().mean())
-    means = dict(zip(scores.HM_PARTS, scores.nanmean(at.parts), strict=True))
-    line = dict(cell) | {"setting": trace["settings"].iloc[0], "scope": at.method.number_value} | means
-    counted = {
-        "hm": float(scores.hm_of(at.parts)),
-        "tied": True,
-        "steps": steps,
-        "edits": dev["edit_id"].nunique(),
-        "chosen": True,
-    }
-    return [line | counted]
+    steps = float(dev.groupby("edit_id")["steps"].first().mean())
+    counted = {"tied": True, "steps": steps, "edits": dev["edit_id"].nunique(), "chosen": True}
+    return [{**cell, "setting": trace["settings"].iloc[0]} | choose(dev, method).line | counted]
 
 
 def against_baselines(params: Params, tables: dict[tuple[str, str], pd.DataFrame], draws: np.ndarray) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from stages.report import names
 from stages.report.canvas import COLOURS, COLUMN, PAGE, STYLE, Drawing, legend, panels
 from stages.report.names import count, pairs, select, where
 
+PROBE = ["dataset", "backbone", "method", "edit_id", "kind"]  # what a row is of, beside its distances
 FARTHEST = 3.0  # of what is shown, as a share of the reach
 GROUPS = {
     "must reach": ("edit", "text_generality", "image_generality", "joint_generality"),
@@ -26,7 +27,7 @@ def depths(table: pd.DataFrame, method: str) -> Drawing:
         figure, axes = panels(1, max(1, len(found)), COLUMN if len(found) < 2 else PAGE, 2.2, sharex=True, sharey=True)
         handles = []
         for ax, ((dataset, backbone), block) in zip(axes[0], found, strict=False):
-            across, up = (column for column in block if column not in ("dataset", "backbone", "method", "edit_id", "kind"))
+            across, up = block.dropna(axis="columns", how="all").columns.difference(PROBE, sort=False)[:2]
             handles = []
             for kinds, colour in zip(GROUPS.values(), COLOURS, strict=False):
                 some = block[block["kind"].isin(kinds)].dropna(subset=[across, up])

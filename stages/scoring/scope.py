@@ -31,6 +31,17 @@ class Chosen:
     hms: np.ndarray
     parts: np.ndarray
 
+    @property
+    def line(self) -> dict[str, float]:
+        """The number (NaN without one) as `scope`, and `summed` of the parts."""
+        number = self.method.number_value if self.method.number else float("nan")
+        return {"scope": float(number)} | summed(self.parts)
+
+
+def summed(parts: np.ndarray) -> dict[str, float]:
+    """The means over edits of the parts of HM [edits, 3], by name, and `hm`."""
+    return dict(zip(scores.HM_PARTS, scores.nanmean(parts), strict=True)) | {"hm": float(scores.hm_of(parts))}
+
 
 def at(method: Method, chosen: float) -> Method:
     """The method with that number."""

@@ -5,8 +5,8 @@ transformation. Which key is nearest at some point of some order is known before
 key is kept, and its outcome under each edit that may answer it then: radii are arithmetic (`stages.retention`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from stages.scoring.scopes import parts_of
 from stages.sequences.orders import HELD_OUT
 from stages.sequences.probes import KEPT, ProbeSet, Row, outcomes, probe_sets
 
-ALPHAS = 41  # weights α of a scope of several keys whose routings are made
 SPARE = 2.0  # an entry may widen so many times its farthest sample as it takes in edits of its target
 Orders = Sequence[Sequence[int]]
 Table = np.ndarray  # [queries, edits]: a row each probe of all that is asked, a column each edit that is made
@@ -119,14 +118,10 @@ def may_answer(
     """[queries, edits] bool: by some distance, the edit may answer the query at some point of some order; not the query's own."""
     numbers = {row["edit_id"]: i for i, row in enumerate(made)}
     owner = np.array([numbers.get(one.row["edit_id"], -1) for one in probes for _ in one.probes])
+    if len(parts_of(cell.method)) > 1:
+        return may_hold(tables, cell, made) & (owner[:, None] != np.arange(len(made)))
     targets, wanted, subsets = [row["target"] for row in made], [], [order[:points] for order in drawn for points in at]
     firsts = [int(np.argmax(owner == i)) for i in range(len(made))]  # an edit's own query is its first
-    if len(parts_of(cell.method)) > 1:
-        for share in shares(tables, cell, made):
-            keys = share[firsts]
-            again = (keys <= SAME) & (np.array(targets)[:, None] != np.array(targets))
-            wanted.append(nearest(share, owner, again.any(0), subsets) & (share <= 1))
-        return np.any(wanted, axis=0) & (np.arange(len(made)) != owner[:, None])
     reaches = [reach(cell, row) for row in made]
     for name, table in tables.items():
         keys = table[firsts]
@@ -140,23 +135,22 @@ def may_answer(
     return answers
 
 
-def shares(tables: Mapping[str, Table], cell: Cell, made: Sequence[Row]) -> Iterator[Table]:
-    """How deep every query lies in every edit's scope of several keys, its largest distance as a share of the reach, under each
-    weight α that there is to choose from.
+def may_hold(tables: Mapping[str, Table], cell: Cell, made: Sequence[Row]) -> Table:
+    """[queries, edits] bool: under some weight α the query lies in the edit's scope of several keys, by the method's distance:
+    within the farther end of its reach by each.
     """
-    parts, distance, listed = parts_of(cell.method), cell.method.radius.distance, []
+    radius, listed = cell.method.radius, []
     for row in made:
         probes, states = cell.queries[row["edit_id"]], cell.states(row)
-        apart = distances_to_key({part.key: states.phi[part.key] for part in parts}, states.key)
+        apart = distances_to_key({part.key: states.phi[part.key] for part in parts_of(cell.method)}, states.key)
         kinds = {"probe": range(len(probes)), "kind": [probe.kind for probe in probes]}
         listed.append(pd.DataFrame(kinds | apart).assign(seed=0, edit_id=row["edit_id"], split=row["split"]))
-    samples, edits = pd.concat(listed, ignore_index=True), [row["edit_id"] for row in made]
-    for alpha in np.linspace(0, 1, ALPHAS):
-        radius = replace(cell.method.radius, alpha=float(alpha))
-        far = [routing.reach(samples, part, radius).loc[edits].to_numpy() for part in parts]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            each = [tables[f"{distance}_{part.key}"] / reach for part, reach in zip(parts, far, strict=True)]
-        yield np.nan_to_num(np.max(each, axis=0), nan=np.inf)
+    samples, held = pd.concat(listed, ignore_index=True), True
+    for part in parts_of(cell.method):
+        found = routing.part_distances(samples, part, radius.distance)
+        farthest = pd.Series(routing.widths(found, radius, [0.0, 1.0]).max(0), found["edit_id"])
+        held &= tables[f"{radius.distance}_{part.key}"] <= farthest.loc[[row["edit_id"] for row in made]].to_numpy()
+    return held
 
 
 def reach(cell: Cell, row: Row) -> dict[str, float]:

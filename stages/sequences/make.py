@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from stages.editing import check as edits
+from stages.editing.cell import Asks
 from stages.editing.make import records
 from stages.editing.plan import Plan
 from stages.editing.team import Team
@@ -25,8 +26,8 @@ Settings = Mapping[str, Mapping[str, Any]]  # those chosen on a sequence and tho
 
 def make(params: Params, plan: Plan, planned: Planned) -> None:
     """A cell's tables, which Git does not have as they are planned."""
-    known = planned.fits(planned.settings)
-    settings, lines = (planned.settings, []) if known else chosen(params, plan, planned)
+    stands = planned.fits(planned.settings)
+    settings, lines = (planned.settings, []) if stands else chosen(params, plan, planned)
     with Team.of(params, plan, asking(plan)) as team:
         if planned.fits(settings):
             if planned.kept.code == planned.code:
@@ -34,7 +35,7 @@ def make(params: Params, plan: Plan, planned: Planned) -> None:
             if not (found := differs(params, team, settings)):
                 return cache.take(plan.name, planned.stamp(settings, lines, checked=edits.EDITS))
             print(f"[sequences] {plan.name}: the code has changed and with it {found}; made anew")
-            if known:
+            if stands:
                 settings, lines = chosen(params, plan, planned)
         tables = [made(params, team, planned, name, hyper) for name, hyper in distinct(settings).items()]
     for path in cache.files(cache.MADE / plan.name):
@@ -45,7 +46,7 @@ def make(params: Params, plan: Plan, planned: Planned) -> None:
     print(f"[sequences] {plan.name}: {len(plan.rows)} edits, held-out ones among them -> {cache.MADE / plan.name}")
 
 
-def asking(plan: Plan) -> Any:
+def asking(plan: Plan) -> Asks:
     """What gives the queries of an edit in a sequence."""
     return partial(queries_of, count=plan.method.sequence.probes)
 

@@ -1,17 +1,16 @@
 """Plan the sequences of cells: data/plans/sequences/<cell>.json says what each is made from and by, and what Git keeps of it."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 from stages import code
+from stages.editing import choices as singles
 from stages.editing import trace_cache as traces
 from stages.editing.declared import declared
 from stages.editing.plan import Plan, Source
 from stages.editing.trace_cache import Planned, Stamp
-from stages.okedit.schema import in_sequence, of_split
+from stages.okedit.schema import in_sequence
 from stages.params import Params, UserError
 from stages.sequences import cache, choices
 from stages.sequences.choices import Choice
@@ -62,13 +61,8 @@ def settings_of(made: Plan, choice: Choice) -> dict[str, Mapping[str, Any]]:
 
 
 def made_from(plan: Plan) -> str:
-    """A digest of what a choice depends on, but for code and pictures."""
-    dev = of_split(plan.rows, "dev")
-    ids = {row["edit_id"] for row in dev}
-    samples = [sample for sample in plan.samples if sample["edit_id"] in ids]
-    method = [plan.method.editor, plan.method.router, plan.grid, plan.method.sequence.probes]
-    text = json.dumps([plan.fingerprint, *method, dev, samples, plan.asked, plan.learnt, plan.seeds[:1]])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A digest of what a choice depends on: what that of single edits does, and how many probes are asked."""
+    return f"{singles.made_from(plan)}-{plan.method.sequence.probes}"
 
 
 def known(plan: Plan) -> Choice | None:

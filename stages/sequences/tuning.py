@@ -55,9 +55,8 @@ def tried(team: Team, planned: Planned, root: int, made_from: str) -> pd.DataFra
         steps = float(tables["trace"].groupby("edit_id")["steps"].first().mean())
         for end in ends(plan.method, retention.Tables.of(tables)):
             parts.append(end.parts)
-            means = dict(zip(scores.HM_PARTS, scores.nanmean(end.parts), strict=True))
             one = {"setting": label(hyper), "rule": end.rule, "scope": end.scope, "steps": steps}
-            found.append(one | means | {"hm": float(scores.hm_of(end.parts))})
+            found.append(one | scope.summed(end.parts))
     cell = dict(zip(AXES, (plan.dataset, plan.backbone_name, plan.method.name), strict=True))
     told = {"reach": reach(plan.method), "made_from": made_from, "code": planned.code}
     table = pd.DataFrame(found).assign(**cell, edits=len(plan.rows), **told)

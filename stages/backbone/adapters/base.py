@@ -55,10 +55,8 @@ class Adapter:
         `end`.
         """
         self.model, self.tokenizer, self.process = model, tokenizer, process
-        for key, value in (prompt or {}).items():
-            if (name := FORMERLY.get(key, key)) not in PROMPT:
-                raise UserError(f"prompt.json: {key}: {value!r}: unknown key; allowed: {', '.join(PROMPT)}")
-            setattr(self, name, value)
+        for name, value in (prompt or {}).items():
+            setattr(self, FORMERLY.get(name, name), value)
         self.template = self.template.replace("{bos}", tokenizer.bos_token or "")
         self.end = self.end or self._ends() or tokenizer.eos_token
         self.image_token = tokenizer.convert_ids_to_tokens(self.image_id)

@@ -40,6 +40,7 @@ from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # the permutation depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
+ROUTES = True  # its edits have `scores`
 PARTS = {"hash": ()}  # what is known before the first edit depends on the seed alone
 CLIP = 1.0  # norm of an edit's gradient
 

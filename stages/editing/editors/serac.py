@@ -36,6 +36,7 @@ from stages.sections import Hyper, count, entry, number
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
 MEMORY_BASED = True  # in a sequence all edits are kept
+ROUTES = True  # its edits have `scores`
 PARTS = {"scope": ("scope_lr", "scope_steps"), "counterfactual": ("lr", "steps", "rank", "scale")}  # learnt apart
 OUTSIDE = ("other_question", "unrelated", "text_only")  # kinds whose question is another than the edit's
 SAME = 1e-5  # two embeddings of one question may differ by so much, with what is embedded beside them

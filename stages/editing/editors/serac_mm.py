@@ -38,6 +38,7 @@ from stages.sections import Hyper, count, entry, number
 STOCHASTIC = True  # what `serac` trains begins at random, by `settings.seed`
 SEQUENTIAL = True  # an edit can go on from what another left
 MEMORY_BASED = True  # in a sequence all edits are kept
+ROUTES = True  # its edits have `scores`
 PARTS = {"scope": ("scope_lr", "scope_steps"), "counterfactual": ("lr", "steps", "rank", "scale")}  # learnt apart
 OUTSIDE = ("near_image", "far_image", "other_question", "unrelated", "text_only")  # kinds that are out of the edit's scope
 

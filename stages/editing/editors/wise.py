@@ -34,6 +34,7 @@ from stages.sections import Hyper, count, entry, number
 
 STOCHASTIC = True  # an edit depends on the seed
 SEQUENTIAL = True  # an edit can go on from what another left
+ROUTES = True  # its edits have `scores`
 SHARD = 150  # edits that train the same entries: two shards for a sequence of 300, as the paper has two of 500 for 1,000
 DENSITY = 0.53  # share of each shard's entries that TIES keeps, EasyEdit's
 
